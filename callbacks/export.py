@@ -1,0 +1,124 @@
+"""What training leaves behind for others to load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from rationalrewards.components.generation import policies
+
+from .writers import writable_folder
+
+
+class CriticExport(Callback):
+    """Writes the distilled critic at the end of ``fit``: a folder that transformers loads unchanged.
+
+    Args:
+        output_dir: Where to.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.output_dir = output_dir
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out now, not after training, whether the folder can be written."""
+        writable_folder(self.output_dir)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the folder."""
+        if trainer.is_global_zero:
+            pl_module.export(self.output_dir)  # type: ignore[operator]
+
+
+class AdapterExport(Callback):
+    """Writes the trained LoRA at the end of ``fit``: a folder that ``pipe.load_lora_weights`` loads.
+
+    Args:
+        output_dir: Where to.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.output_dir = output_dir
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out now, not after training, whether the folder can be written."""
+        writable_folder(self.output_dir)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the folder."""
+        if trainer.is_global_zero:
+            pl_module.generator.save_adapter(self.output_dir)  # type: ignore[union-attr, operator]
+
+
+class AdapterEMA(Callback):
+    """An exponential moving average of the trained adapter: used in validation, and exported beside it.
+
+    Lightning's own weight averaging copies the whole model; this holds clones of the adapter only. Updates follow
+    ``global_step``, since some strategies call the optimizer hook more often.
+
+    Args:
+        decay: Largest decay; early on it is ``(1 + step) / (10 + step)`` (``paper.md`` 2.3).
+        output_dir: Where to write the averaged LoRA at the end; never under the same name as the raw one.
+    """
+
+    def __init__(self, decay: float = 0.9, output_dir: str | None = None) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.decay = decay
+        self.output_dir = output_dir
+        self.average: dict[str, Tensor] = {}
+        self._raw: dict[str, Tensor] = {}
+        self._step = 0
+
+    def _denoiser(self, pl_module: LightningModule) -> torch.nn.Module:
+        return pl_module.denoiser  # type: ignore[return-value]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the policy, unless a checkpoint gave an average."""
+        if self.output_dir is not None:
+            writable_folder(self.output_dir)
+        if not self.average:
+            self.average = policies.adapter_state(self._denoiser(pl_module), policies.POLICY)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Follow the policy after every optimizer step."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        decay = min((1 + self._step) / (10 + self._step), self.decay)
+        for name, parameter in policies.parameters_of(self._denoiser(pl_module), policies.POLICY).items():
+            self.average[name].lerp_(parameter.detach().cpu(), 1.0 - decay)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the average."""
+        if self.average:
+            self._raw = policies.adapter_state(self._denoiser(pl_module), policies.POLICY)
+            policies.load_adapter_state(self._denoiser(pl_module), policies.POLICY, self.average)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the policy back."""
+        if self._raw:
+            policies.load_adapter_state(self._denoiser(pl_module), policies.POLICY, self._raw)
+            self._raw = {}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the averaged LoRA."""
+        if self.output_dir is None or not trainer.is_global_zero:
+            return
+        denoiser = self._denoiser(pl_module)
+        raw = policies.adapter_state(denoiser, policies.POLICY)
+        policies.load_adapter_state(denoiser, policies.POLICY, self.average)
+        pl_module.generator.save_adapter(self.output_dir)  # type: ignore[union-attr, operator]
+        policies.load_adapter_state(denoiser, policies.POLICY, raw)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and its step."""
+        return {"average": self.average, "step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's average."""
+        self.average, self._step = dict(state_dict["average"]), state_dict["step"]

@@ -1,0 +1,234 @@
+"""What the predict and test stages leave on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rationalrewards.components.pages import gallery_page
+from rationalrewards.components.parrot import Ledger, Outcome, summarise
+from rationalrewards.components.records import (
+    Candidate,
+    Refinement,
+    Unscored,
+    read_jsonl,
+    relative_to,
+    to_json,
+    write_jsonl,
+)
+from rationalrewards.components.refine import Trace
+
+
+def writable_folder(path: str | Path) -> Path:
+    """Create a folder and check that it can be written to.
+
+    Raises:
+        PermissionError: If not; the message names the folder.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PermissionError(f"cannot write to {folder} ({error}); choose another output_dir") from error
+    return folder
+
+
+class RationaleWriter(Callback):
+    """Writes ``rationales.jsonl``, ``ledger.jsonl`` and ``summary.json``; a killed run goes on where it was.
+
+    Every process keeps files of its own (``*.rank1.jsonl`` and so on) and reads those of all; the first one merges the
+    rationales at the end.
+
+    Args:
+        output_dir: Where to.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.output_dir = output_dir
+        self._ledger: Ledger | None = None
+        self._written: set[str] = set()
+
+    def _path(self, name: str, rank: int) -> Path:
+        return Path(self.output_dir) / (f"{name}.jsonl" if rank == 0 else f"{name}.rank{rank}.jsonl")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the ledger and hand it to the module."""
+        folder = writable_folder(self.output_dir)
+        own = self._path("ledger", trainer.global_rank)
+        others = [path for path in sorted(folder.glob("ledger*.jsonl")) if path != own]
+        self._ledger = Ledger(own, others)
+        pl_module.ledger = self._ledger  # type: ignore[assignment]
+        self._written = {
+            json.loads(line)["pair"]["id"]
+            for path in folder.glob("rationales*.jsonl")
+            for line in _whole_lines(path)
+        }
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Sequence[Outcome],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Append what survived, then what became of every pair."""
+        assert self._ledger is not None
+        path = self._path("rationales", trainer.global_rank)
+        with path.open("a", encoding="utf-8") as file:
+            for outcome in outputs:
+                if outcome.rationale is not None and outcome.pair.id not in self._written:
+                    record = relative_to(outcome.rationale, path.parent)
+                    file.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
+                    self._written.add(outcome.pair.id)
+        for outcome in outputs:
+            self._ledger.close_pair(outcome.pair.id, outcome.as_json())
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge the ranks' files and write the counts."""
+        assert self._ledger is not None
+        self._ledger.close()
+        trainer.strategy.barrier("rationales written")
+        if not trainer.is_global_zero:
+            return
+        folder = Path(self.output_dir)
+        main = self._path("rationales", 0)
+        parts = [path for path in sorted(folder.glob("rationales.rank*.jsonl")) if path != main]
+        if parts:
+            lines = [line for path in (main, *parts) for line in _whole_lines(path)]
+            unique = {json.loads(line)["pair"]["id"]: line for line in lines}
+            merged = main.with_suffix(".part")
+            merged.write_text("".join(line + "\n" for line in unique.values()), encoding="utf-8")
+            merged.replace(main)
+            for path in parts:
+                path.unlink()
+        main.touch()
+        merged_ledger = Ledger(None, sorted(folder.glob("ledger*.jsonl")))
+        (folder / "summary.json").write_text(json.dumps(summarise(merged_ledger.outcomes.values()), indent=2))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Release the ledger."""
+        if self._ledger is not None:
+            self._ledger.close()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that are whole JSON objects; a line that a kill cut off is dropped from the file first."""
+    if not path.is_file():
+        return []
+    content = path.read_text(encoding="utf-8")
+    if content and not content.endswith("\n"):
+        content = content[: content.rfind("\n") + 1]
+        path.write_text(content, encoding="utf-8")
+    return content.splitlines()
+
+
+class RefinementWriter(Callback):
+    """Writes pictures, ``refinements.jsonl`` and ``gallery.html``.
+
+    Args:
+        output_dir: Where to.
+        gallery: Whether to write the gallery page.
+    """
+
+    def __init__(self, output_dir: str, gallery: bool = True) -> None:
+        self.output_dir = output_dir
+        self.gallery = gallery
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the folder and start the file anew."""
+        folder = writable_folder(self.output_dir)
+        (folder / "pictures").mkdir(exist_ok=True)
+        self._path(trainer.global_rank).write_text("", encoding="utf-8")
+
+    def _path(self, rank: int) -> Path:
+        return Path(self.output_dir) / ("refinements.jsonl" if rank == 0 else f"refinements.rank{rank}.jsonl")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Sequence[Trace],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write a batch's traces."""
+        path = self._path(trainer.global_rank)
+        with path.open("a", encoding="utf-8") as file:
+            for trace in outputs:
+                record = relative_to(self._record(trace), path.parent)
+                file.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
+
+    def _record(self, trace: Trace) -> Refinement:
+        candidates = []
+        for index, made in enumerate(trace.made):
+            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in trace.record.id)
+            image = Path(self.output_dir) / "pictures" / f"{name}_{trace.arm}_{index}.png"
+            made.image.save(image)
+            aspects = {
+                key: (score if isinstance(score := made.critique.score(key), float) else None) for key in made.critique.aspects
+            }
+            reward = made.critique.reward()
+            candidates.append(
+                Candidate(
+                    made.round,
+                    made.request,
+                    str(image),
+                    made.critique.text,
+                    None if isinstance(reward, Unscored) else reward,
+                    reward.reason if isinstance(reward, Unscored) else "",
+                    aspects,
+                )
+            )
+        record = trace.record
+        return Refinement(
+            record.id, record.task, record.prompt, trace.arm, tuple(candidates), trace.chosen, trace.stop, record.sources
+        )
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge the ranks' files and write the gallery."""
+        trainer.strategy.barrier("refinements written")
+        if not trainer.is_global_zero:
+            return
+        folder = Path(self.output_dir)
+        parts = [self._path(0), *sorted(folder.glob("refinements.rank*.jsonl"))]
+        records = [record for path in parts for record in read_jsonl(path, Refinement)]
+        write_jsonl(self._path(0), records)
+        for path in parts[1:]:
+            path.unlink()
+        if self.gallery:
+            (folder / "gallery.html").write_text(gallery_page(records, "Refinement"), encoding="utf-8")
+
+
+class EvaluationWriter(Callback):
+    """Writes ``judgements.jsonl`` (one row per pair) and ``evaluation.json`` (the metrics).
+
+    Args:
+        output_dir: Where to.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.output_dir = output_dir
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the folder."""
+        writable_folder(self.output_dir)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write both files."""
+        folder = Path(self.output_dir)
+        rank = "" if trainer.is_global_zero else f".rank{trainer.global_rank}"
+        rows: list[dict[str, Any]] = pl_module.rows  # type: ignore[assignment]
+        (folder / f"judgements{rank}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        if trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")

@@ -1,0 +1,168 @@
+"""A vision-language model in this process, through transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteria, StoppingCriteriaList
+
+from ..checkpoints import resolve
+from .base import ChatModel, ChatReply, ChatRequest
+
+_CHECK_EVERY = 4  # tokens between looks for a stop string: looking decodes text, and the answer is cut at the string anyway
+
+
+class TransformersChat(ChatModel):
+    """Batched generation with any image-text-to-text model of transformers.
+
+    Args:
+        path: Folder or hub id that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load.
+        dtype: Weight type, e.g. ``"bfloat16"``; ``"auto"`` takes the one in the checkpoint.
+        batch_size: Requests per forward; more at once run in several batches.
+        adapter: Folder of a PEFT adapter to load on top.
+        attention: Attention implementation as transformers names it.
+        revision: Hub revision to pin.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dtype: str = "auto",
+        batch_size: int = 16,
+        adapter: str | None = None,
+        attention: str = "sdpa",
+        revision: str | None = None,
+    ) -> None:
+        self.path = path
+        self.dtype = dtype
+        self.batch_size = batch_size
+        self.adapter = adapter
+        self.attention = attention
+        self.revision = revision
+        self.model: Any = None
+        self.processor: Any = None
+
+    @property
+    def identity(self) -> str:
+        return self.path + (f"+{self.adapter}" if self.adapter else "") + (f"@{self.revision}" if self.revision else "")
+
+    def load(self, device: Any = None) -> None:
+        """Load weights and processor, and move them to ``device`` (default: stay where they are, the CPU at first)."""
+        if self.model is None:
+            model = AutoModelForImageTextToText.from_pretrained(
+                resolve(self.path), dtype=self.dtype, attn_implementation=self.attention, revision=self.revision
+            )
+            if self.adapter:
+                from peft import PeftModel
+
+                model = PeftModel.from_pretrained(model, self.adapter)
+            self.attach(model, AutoProcessor.from_pretrained(resolve(self.path), revision=self.revision))
+        if device is not None:
+            self.model.to(device)
+
+    def attach(self, model: Any, processor: Any) -> TransformersChat:
+        """Use a model that is loaded already, e.g. one in training; returns itself."""
+        self.model, self.processor = model, processor
+        self.processor.tokenizer.padding_side = "left"
+        return self
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        self.load()
+        # alike requests together: less padding, and one sampling setting per batch
+        order = sorted(
+            range(len(requests)),
+            key=lambda i: (_settings(requests[i]), len(requests[i].images()), len(requests[i].text())),
+        )
+        replies: list[ChatReply | None] = [None] * len(requests)
+        position = 0
+        while position < len(order):
+            settings = _settings(requests[order[position]])
+            batch = [i for i in order[position : position + self.batch_size] if _settings(requests[i]) == settings]
+            for index, reply in zip(batch, self._generate([requests[i] for i in batch]), strict=True):
+                replies[index] = reply
+            position += len(batch)
+        return [reply for reply in replies if reply is not None]
+
+    @torch.no_grad()
+    def _generate(self, batch: Sequence[ChatRequest]) -> list[ChatReply]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return self._generate_eval(batch)
+        finally:
+            self.model.train(was_training)
+
+    def _generate_eval(self, batch: Sequence[ChatRequest]) -> list[ChatReply]:
+        first = batch[0]
+        inputs = self.encode(batch).to(self.model.device)
+        tokenizer = self.processor.tokenizer
+        prompt_length = inputs["input_ids"].shape[1]
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        state = torch.random.get_rng_state()
+        if first.temperature > 0:
+            sampling = {"do_sample": True, "temperature": first.temperature}
+            torch.manual_seed(first.seed)
+        stop = StoppingCriteriaList([_StopStrings(tokenizer, first.stop, prompt_length)] if first.stop else [])
+        output = self.model.generate(
+            **inputs, max_new_tokens=first.max_tokens, stopping_criteria=stop, pad_token_id=tokenizer.pad_token_id, **sampling
+        )
+        torch.random.set_rng_state(state)
+        ends = {tokenizer.eos_token_id, *_as_set(self.model.generation_config.eos_token_id)}
+        prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
+        image_token = getattr(self.processor, "image_token_id", None)
+        image_tokens = (inputs["input_ids"] == image_token).sum(dim=1).tolist() if image_token is not None else [0] * len(batch)
+        replies = []
+        for row, prompt, pictures in zip(output[:, prompt_length:].tolist(), prompt_tokens, image_tokens, strict=True):
+            length = next((i for i, token in enumerate(row) if token in ends), len(row))
+            text = tokenizer.decode(row[:length], skip_special_tokens=True)
+            cut = min((text.find(mark) for mark in first.stop if mark in text), default=-1)
+            finished = length < len(row) or cut >= 0
+            replies.append(
+                ChatReply(
+                    text[:cut].rstrip() if cut >= 0 else text,
+                    failure="" if finished else f"the answer was cut off after {first.max_tokens} tokens",
+                    prompt_tokens=prompt,
+                    image_tokens=pictures,
+                    completion_tokens=length,
+                )
+            )
+        return replies
+
+    def encode(self, batch: Sequence[ChatRequest]) -> Any:
+        """The model's inputs for a batch: left-padded ``input_ids``, ``attention_mask``, pixels and grids."""
+        texts = [
+            self.processor.apply_chat_template(list(request.messages), tokenize=False, add_generation_prompt=True)
+            for request in batch
+        ]
+        images = [image for request in batch for image in request.images()]
+        return self.processor(text=texts, images=images or None, padding=True, return_tensors="pt")
+
+
+class _StopStrings(StoppingCriteria):
+    """Ends each row once its new text holds one of the strings."""
+
+    def __init__(self, tokenizer: Any, strings: Sequence[str], prompt_length: int) -> None:
+        self.tokenizer, self.strings, self.prompt_length = tokenizer, strings, prompt_length
+        self.window = _CHECK_EVERY + max(len(tokenizer(text)["input_ids"]) for text in strings) + 4
+        self.done: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if self.done is None:
+            self.done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        new = input_ids.shape[1] - self.prompt_length
+        if new % _CHECK_EVERY == 0:
+            tails = self.tokenizer.batch_decode(input_ids[:, -min(new, self.window) :])
+            for row, tail in enumerate(tails):
+                if any(text in tail for text in self.strings):
+                    self.done[row] = True
+        return self.done
+
+
+def _settings(request: ChatRequest) -> tuple[int, float, int, tuple[str, ...]]:
+    return (request.max_tokens, request.temperature, request.seed if request.temperature > 0 else 0, request.stop)
+
+
+def _as_set(ids: int | Sequence[int] | None) -> set[int]:
+    return set() if ids is None else ({ids} if isinstance(ids, int) else set(ids))

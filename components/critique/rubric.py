@@ -1,0 +1,104 @@
+"""What is judged: aspects, their levels and the instructions around them. A rubric is a YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..records import TASKS, Task
+
+RUBRIC_FOLDER = Path(__file__).parent / "rubrics"
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """One thing to judge.
+
+    Args:
+        key: Name in records and logs, e.g. ``text_faithfulness``.
+        title: Heading in critiques, e.g. ``Text Faithfulness``.
+        tasks: Tasks that the aspect is judged in.
+        optional: Whether ``N/A`` is a legal score.
+        levels: What each whole score means, best first.
+    """
+
+    key: str
+    title: str
+    tasks: tuple[Task, ...]
+    optional: bool = False
+    levels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """Aspects in order, and the instructions that open every judging request.
+
+    Args:
+        name: Name of the rubric.
+        aspects: All aspects; each task uses those that name it.
+        pointwise: Instructions for one picture. ``{aspects}`` and ``{answer}`` are replaced by the written-out aspects and by
+            the form of the answer.
+        pairwise: Instructions for two pictures, likewise.
+    """
+
+    name: str
+    aspects: tuple[Aspect, ...]
+    pointwise: str
+    pairwise: str
+
+    def for_task(self, task: Task) -> tuple[Aspect, ...]:
+        """The aspects of a task, in order."""
+        return tuple(aspect for aspect in self.aspects if task in aspect.tasks)
+
+    def keys(self, task: Task) -> tuple[str, ...]:
+        """The aspect keys of a task, in order."""
+        return tuple(aspect.key for aspect in self.for_task(task))
+
+
+def rubric_from_dict(data: dict[str, Any], where: str) -> Rubric:
+    """Build a rubric from the content of its YAML file.
+
+    Raises:
+        ValueError: If a field is missing or unknown; the message starts with ``where``.
+    """
+    try:
+        aspects = []
+        for entry in data["aspects"]:
+            unknown = sorted(set(entry) - {"key", "title", "tasks", "optional", "levels"})
+            if unknown:
+                raise ValueError(f"unknown field {unknown[0]!r} in aspect {entry.get('key')!r}")
+            tasks = tuple(entry.get("tasks", TASKS))
+            bad = [task for task in tasks if task not in TASKS]
+            if bad:
+                raise ValueError(f"aspect {entry['key']!r}: unknown task {bad[0]!r}; known: {', '.join(TASKS)}")
+            aspects.append(
+                Aspect(entry["key"], entry["title"], tasks, bool(entry.get("optional", False)), tuple(entry.get("levels", ())))
+            )
+        rubric = Rubric(data["name"], tuple(aspects), data["pointwise"].strip(), data["pairwise"].strip())
+    except KeyError as error:
+        raise ValueError(f"{where}: field {error.args[0]!r} is missing") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if len({aspect.key for aspect in aspects}) != len(aspects):
+        raise ValueError(f"{where}: two aspects share a key")
+    return rubric
+
+
+@cache
+def load_rubric(name: str = "default") -> Rubric:
+    """Load a rubric by name (those shipped: ``default``, ``shapes``) or by the path of a YAML file.
+
+    Raises:
+        ValueError: If there is no such rubric, or its file is wrong.
+    """
+    path = RUBRIC_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+        if not path.is_file():
+            known = ", ".join(sorted(found.stem for found in RUBRIC_FOLDER.glob("*.yaml")))
+            raise ValueError(f"no rubric {name!r}; give the path of a YAML file or one of: {known}")
+    return rubric_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))

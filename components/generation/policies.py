@@ -1,0 +1,116 @@
+"""Policy, old policy and reference in one model: two LoRA adapters of one base, or none of them (``online-rl.md`` 5.3)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+POLICY, OLD = "default", "old"
+
+
+def add_policies(denoiser: nn.Module, rank: int, alpha: int, targets: Sequence[str], seed: int) -> None:
+    """Put the trained adapter and the old policy's into a denoiser; both start as the base model.
+
+    Args:
+        denoiser: A diffusers model with ``add_adapter``.
+        rank: Rank of the LoRA matrices.
+        alpha: Scale; the update is multiplied by ``alpha / rank``.
+        targets: Suffixes of the names of the linear layers to adapt.
+        seed: Seed of the Gaussian initialisation.
+
+    Raises:
+        ValueError: If no layer has one of the names.
+    """
+    # by full name: the same suffix may name a container elsewhere, which PEFT refuses
+    names = [
+        name
+        for name, module in denoiser.named_modules()
+        if isinstance(module, nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets)
+    ]
+    if not names:
+        raise ValueError(f"{type(denoiser).__name__} has no linear layer named {', '.join(targets)}; give other `targets`")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=names,
+        init_lora_weights="gaussian",
+        lora_dropout=0.0,
+    )
+    denoiser.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is what we want
+            for name in (POLICY, OLD):
+                denoiser.add_adapter(config, adapter_name=name)  # type: ignore[operator]
+    sync_old(denoiser, decay=0.0)
+    _activate(denoiser, POLICY)
+
+
+def _layers(denoiser: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def parameters_of(denoiser: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """The parameters of one adapter by name."""
+    return {name: parameter for name, parameter in denoiser.named_parameters() if f".{adapter}." in name and ".lora_" in name}
+
+
+def _activate(denoiser: nn.Module, adapter: str | None) -> None:
+    for layer in _layers(denoiser):
+        layer.enable_adapters(adapter is not None)
+        if adapter is not None:
+            layer.set_adapter(adapter)
+    # PEFT couples the active adapter with requires_grad (huggingface/peft#905): what trains is decided here alone
+    for name, parameter in denoiser.named_parameters():
+        if ".lora_" in name:
+            parameter.requires_grad_(f".{POLICY}." in name)
+
+
+@contextmanager
+def use(denoiser: nn.Module, adapter: str | None) -> Iterator[None]:
+    """Run as another policy inside the ``with`` block: ``"default"``, ``"old"``, or ``None`` for the base (the reference)."""
+    layer = next(iter(_layers(denoiser)), None)
+    before = None if layer is None or layer.disable_adapters else layer.active_adapters[0]
+    _activate(denoiser, adapter)
+    try:
+        yield
+    finally:
+        _activate(denoiser, before)
+
+
+@torch.no_grad()
+def sync_old(denoiser: nn.Module, decay: float) -> None:
+    """``old <- decay * old + (1 - decay) * policy``, in place."""
+    policy = parameters_of(denoiser, POLICY)
+    for name, old in parameters_of(denoiser, OLD).items():
+        old.lerp_(policy[name.replace(f".{OLD}.", f".{POLICY}.")], 1.0 - decay)
+
+
+def adapter_state(denoiser: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """A copy of an adapter's weights, by parameter name."""
+    return {name: parameter.detach().cpu().clone() for name, parameter in parameters_of(denoiser, adapter).items()}
+
+
+@torch.no_grad()
+def load_adapter_state(denoiser: nn.Module, adapter: str, state: dict[str, Tensor]) -> None:
+    """Put saved weights back into an adapter.
+
+    Raises:
+        ValueError: If the saved weights are not exactly this adapter's.
+    """
+    parameters = parameters_of(denoiser, adapter)
+    differing = sorted(set(parameters) ^ set(state))
+    if differing:
+        raise ValueError(
+            f"the checkpoint's {adapter!r} adapter does not fit: {len(differing)} parameters differ, first {differing[0]!r}; was it "
+            "trained with other LoRA targets or another base?"
+        )
+    for name, parameter in parameters.items():
+        parameter.copy_(state[name])

@@ -1,0 +1,415 @@
+"""The record types that every stage reads and writes: the same on disk, in a batch and in MLflow.
+
+All are frozen dataclasses that go to JSON and back. Pictures are held as file paths; a path in a file may be relative to that
+file. What could not be scored is :class:`Unscored`, a type of its own, never a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from PIL import Image
+
+Task = Literal["t2i", "edit"]
+TASKS: tuple[Task, ...] = ("t2i", "edit")
+
+SCORE_RANGE = (1.0, 4.0)
+"""Range of an aspect score (``paper.md`` 1.7)."""
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """A score that could not be had, and why. Falsy, and no arithmetic is defined on it."""
+
+    reason: str
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class NotApplicable:
+    """An aspect that does not apply to a request, e.g. text rendering where no text was asked for. Falsy."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+Score = float | NotApplicable | Unscored
+
+
+@dataclass(frozen=True)
+class AspectCritique:
+    """One aspect of a critique of one picture: why, then how good (1 to 4)."""
+
+    justification: str
+    score: Score
+
+
+@dataclass(frozen=True)
+class Critique:
+    """What a critic said about one picture.
+
+    Args:
+        aspects: Aspect key to judgement, in the rubric's order.
+        summary: The closing summary; empty if there was none.
+        refinement_comments: What a better request should change.
+        refined_request: The rewritten request; empty if the critic gave none.
+        analysis: The opening analysis of the request, if any.
+        text: The critic's answer as it came.
+    """
+
+    aspects: Mapping[str, AspectCritique]
+    summary: str = ""
+    refinement_comments: str = ""
+    refined_request: str = ""
+    analysis: str = ""
+    text: str = field(default="", compare=False)
+
+    @classmethod
+    def unscored(cls, reason: str, aspects: Sequence[str], text: str = "") -> Critique:
+        """A critique that never came: every aspect is unscored for ``reason``."""
+        return cls({key: AspectCritique("", Unscored(reason)) for key in aspects}, text=text)
+
+    def score(self, aspect: str) -> Score:
+        """The score of an aspect (1 to 4), or why there is none. Unknown aspects are unscored."""
+        found = self.aspects.get(aspect)
+        return found.score if found is not None else Unscored(f"aspect {aspect!r} is not part of this critique")
+
+    def justification(self, aspect: str) -> str:
+        """The text that leads to the score; empty if there is none."""
+        found = self.aspects.get(aspect)
+        return found.justification if found is not None else ""
+
+    def reward(self) -> float | Unscored:
+        """Mean over applicable aspects, each clamped to [1, 4], mapped to [0, 1] (``paper.md`` 1.9).
+
+        Returns:
+            A number in [0, 1]; :class:`Unscored` if any aspect is unscored (a mean over what happened to be parsed would be
+            a different quantity) or none applies.
+        """
+        return mean_reward([judged.score for judged in self.aspects.values()])
+
+    @property
+    def failure(self) -> str:
+        """Why the critique has no reward; empty if it has one."""
+        reward = self.reward()
+        return reward.reason if isinstance(reward, Unscored) else ""
+
+
+def mean_reward(scores: Sequence[Score]) -> float | Unscored:
+    """Mean of applicable scores mapped to [0, 1]; see :meth:`Critique.reward`."""
+    low, high = SCORE_RANGE
+    values = []
+    for score in scores:
+        if isinstance(score, Unscored):
+            return score
+        if not isinstance(score, NotApplicable):
+            values.append(min(high, max(low, float(score))))
+    if not values:
+        return Unscored("no aspect applies")
+    return (sum(values) / len(values) - low) / (high - low)
+
+
+Verdict = Literal["A", "B", "tie"]
+
+
+@dataclass(frozen=True)
+class AspectComparison:
+    """One aspect of a critique of two pictures."""
+
+    justification: str
+    score_a: Score
+    score_b: Score
+    winner: Verdict | NotApplicable | Unscored
+
+
+@dataclass(frozen=True)
+class PairCritique:
+    """What a critic said about two pictures of one request."""
+
+    aspects: Mapping[str, AspectComparison]
+    summary: str = ""
+    analysis: str = ""
+    text: str = field(default="", compare=False)
+
+    @classmethod
+    def unscored(cls, reason: str, aspects: Sequence[str], text: str = "") -> PairCritique:
+        """A comparison that never came."""
+        missing = Unscored(reason)
+        return cls({key: AspectComparison("", missing, missing, missing) for key in aspects}, text=text)
+
+    def scores(self, aspect: str) -> tuple[Score, Score]:
+        """The scores of both pictures in one aspect."""
+        found = self.aspects.get(aspect)
+        if found is None:
+            missing = Unscored(f"aspect {aspect!r} is not part of this critique")
+            return missing, missing
+        return found.score_a, found.score_b
+
+    def rewards(self) -> tuple[float | Unscored, float | Unscored]:
+        """The reward of each picture, as :meth:`Critique.reward`."""
+        judged = list(self.aspects.values())
+        return mean_reward([a.score_a for a in judged]), mean_reward([a.score_b for a in judged])
+
+    def verdict(self) -> Verdict | Unscored:
+        """Which picture has the higher reward; the written winners are ignored (``paper.md`` 6.5)."""
+        a, b = self.rewards()
+        if isinstance(a, Unscored):
+            return a
+        if isinstance(b, Unscored):
+            return b
+        return "tie" if a == b else ("A" if a > b else "B")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two pictures for one request, and which one people preferred.
+
+    Args:
+        id: Unique within its set.
+        task: ``"t2i"`` or ``"edit"``.
+        prompt: The request.
+        candidates: Paths of pictures A and B.
+        label: Probability that A is preferred: 1 for A, 0 for B, 0.5 for a tie; votes give values between.
+        sources: Paths of the source pictures of an edit, in order.
+        origin: Where the pair comes from (data set, revision, row), free text.
+    """
+
+    id: str
+    task: Task
+    prompt: str
+    candidates: tuple[str, str]
+    label: float
+    sources: tuple[str, ...] = ()
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        _check_task(self.task, self.prompt, self.sources)
+        if not isinstance(self.label, (int, float)) or not 0.0 <= self.label <= 1.0:
+            raise ValueError(f"label must be the probability that A is preferred, 0 to 1, got {self.label!r}")
+        if len(self.candidates) != 2:
+            raise ValueError(f"a pair has 2 candidates, got {len(self.candidates)}")
+
+    @property
+    def winner(self) -> Verdict:
+        """The label as a verdict."""
+        return "tie" if self.label == 0.5 else ("A" if self.label > 0.5 else "B")
+
+    @property
+    def group(self) -> str:
+        """Identity of (prompt, source pictures); see :func:`group_id`."""
+        return group_id(self.prompt, self.sources)
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """A request to generate from: what RL and refinement read."""
+
+    id: str
+    task: Task
+    prompt: str
+    sources: tuple[str, ...] = ()
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        _check_task(self.task, self.prompt, self.sources)
+
+    @property
+    def group(self) -> str:
+        """Identity of (prompt, source pictures); see :func:`group_id`."""
+        return group_id(self.prompt, self.sources)
+
+
+@dataclass(frozen=True)
+class Rationale:
+    """A preference pair with the critiques that survived PARROT: what distillation reads.
+
+    Args:
+        pair: The preference pair.
+        pair_text: The pairwise critique, in the student's format and in the pair's own order.
+        point_texts: The pointwise critique of each picture, refinement included.
+        format: Fingerprint of the format that the texts follow.
+        provenance: Teacher, sampling and stage options.
+    """
+
+    pair: Preference
+    pair_text: str
+    point_texts: tuple[str, str]
+    format: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One picture made during refinement, scored against the original request."""
+
+    round: int
+    request: str
+    image: str
+    critique: str
+    reward: float | None
+    unscored: str = ""
+    aspects: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """The way one request took through an arm of the refine loop; ``chosen`` indexes ``candidates``."""
+
+    id: str
+    task: Task
+    prompt: str
+    arm: str
+    candidates: tuple[Candidate, ...]
+    chosen: int
+    stop: str
+    sources: tuple[str, ...] = ()
+
+
+def _check_task(task: str, prompt: str, sources: Sequence[str]) -> None:
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError("the prompt is empty")
+    if (task == "edit") != bool(sources):
+        raise ValueError("an edit needs source pictures" if task == "edit" else "a text-to-image request has no source pictures")
+
+
+def picture_digest(path: str | Path) -> str:
+    """SHA-256 of a picture's RGB pixels, so that a copy or a re-encoding without loss is the same picture."""
+    image = open_picture(path)
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+
+
+def group_id(prompt: str, sources: Sequence[str]) -> str:
+    """Identity of a group: one (prompt, source pictures). Equal prompts on different sources are different groups.
+
+    Returns:
+        16 hexadecimal digits (64 bits).
+    """
+    digest = hashlib.sha256(prompt.encode())
+    for source in sources:
+        digest.update(bytes.fromhex(picture_digest(source)))
+    return digest.hexdigest()[:16]
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Read a picture as RGB, all of it.
+
+    Raises:
+        ValueError: If the file is missing, not a picture or cut off; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"picture {path} does not exist") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"picture {path} cannot be read ({error}); is the file cut off or not a picture?") from error
+
+
+R = TypeVar("R")
+_NESTED = {"pair": Preference}
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """A record as plain JSON data."""
+    return dataclasses.asdict(record)
+
+
+def from_json(kind: type[R], data: Mapping[str, Any], root: Path | None = None) -> R:
+    """A record from plain JSON data.
+
+    Args:
+        kind: The record type.
+        data: Its fields. An unknown or missing one is an error.
+        root: Folder that relative picture paths start from.
+
+    Raises:
+        ValueError: If the fields are not those of ``kind``; the message names the field and lists the known ones.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise ValueError(f"unknown column {unknown[0]!r}; a {kind.__name__} has: {', '.join(fields)}")
+    for name, spec in fields.items():
+        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            raise ValueError(f"column {name!r} is missing; a {kind.__name__} has: {', '.join(fields)}")
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if name in _NESTED and isinstance(value, Mapping):
+            value = from_json(_NESTED[name], value, root)
+        elif name == "candidates" and kind is Refinement:
+            value = tuple(from_json(Candidate, item, root) for item in value)
+        elif name in ("candidates", "sources", "image") and root is not None:
+            value = str(_rooted(value, root)) if isinstance(value, str) else tuple(str(_rooted(v, root)) for v in value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[name] = value
+    return kind(**values)
+
+
+def _rooted(path: str, root: Path) -> Path:
+    return Path(path) if Path(path).is_absolute() else root / path
+
+
+def relative_to(record: R, root: Path) -> R:
+    """A copy of a record whose picture paths start at ``root``, so that the tree around it can be moved as a whole."""
+
+    def shorten(path: str) -> str:
+        return Path(os.path.relpath(path, root)).as_posix()
+
+    changes: dict[str, Any] = {}
+    for spec in dataclasses.fields(record):  # type: ignore[arg-type]
+        value = getattr(record, spec.name)
+        if spec.name == "pair" or (spec.name == "candidates" and isinstance(record, Refinement)):
+            nested = value if isinstance(value, tuple) else (value,)
+            shortened = tuple(relative_to(item, root) for item in nested)
+            changes[spec.name] = shortened if isinstance(value, tuple) else shortened[0]
+        elif spec.name in ("candidates", "sources"):
+            changes[spec.name] = tuple(shorten(path) for path in value)
+        elif spec.name == "image":
+            changes[spec.name] = shorten(value)
+    return dataclasses.replace(record, **changes)  # type: ignore[type-var]
+
+
+def read_jsonl(path: str | Path, kind: type[R]) -> list[R]:
+    """Read a file of records, one JSON object a line; relative picture paths start at the file's folder.
+
+    Raises:
+        ValueError: On the first bad row; the message names file, row and what is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; give the path of a .jsonl file with one {kind.__name__} a line")
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+            if not isinstance(data, dict):
+                raise ValueError("the row is not a JSON object")
+            records.append(from_json(kind, data, path.parent))
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number}: {error}") from error
+    return records
+
+
+def write_jsonl(path: str | Path, records: Sequence[Any]) -> None:
+    """Write records, one JSON object a line, atomically; picture paths below the file's folder become relative."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(to_json(relative_to(record, path.parent)), ensure_ascii=False) for record in records]
+    temporary = path.with_suffix(path.suffix + ".part")
+    temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    temporary.replace(path)

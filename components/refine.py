@@ -1,0 +1,183 @@
+"""Generate, critique, rewrite, generate again: better pictures without training (``paper.md`` 4), and the arms to compare with.
+
+Every picture is scored on the *original* request. Arms share their pictures: picture i of a request starts from the same noise in
+every arm. An unscored picture never wins over a scored one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from PIL import Image
+
+from .critic import Critic, CritiqueRequest
+from .generation import FlowGenerator
+from .generation.noise import seed_for
+from .records import Critique, PromptRecord, Unscored, open_picture
+
+Arm = Literal["base", "best_of_n", "blind_rewrite", "refine_always_accept", "refine_keep_best"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """How refinement works.
+
+    Args:
+        images_per_prompt: Pictures that an arm may make for a request, the first one included.
+        threshold: A picture is accepted once every applicable aspect scores at least this (1 to 4).
+        seed: Seed of the noise.
+    """
+
+    images_per_prompt: int = 4
+    threshold: float = 3.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.images_per_prompt < 1:
+            raise ValueError(f"images_per_prompt must be at least 1, got {self.images_per_prompt}")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A picture and its critique on the original request."""
+
+    round: int
+    request: str
+    image: Image.Image
+    critique: Critique
+
+    @property
+    def reward(self) -> float | None:
+        """Reward in [0, 1]; ``None`` if unscored."""
+        reward = self.critique.reward()
+        return None if isinstance(reward, Unscored) else reward
+
+
+@dataclass
+class Trace:
+    """The way of one request through one arm."""
+
+    record: PromptRecord
+    arm: Arm
+    made: list[Made] = field(default_factory=list)
+    chosen: int = 0
+    stop: str = ""
+
+
+class Studio:
+    """Makes and judges pictures for a batch of requests, each picture once.
+
+    Args:
+        generator: A loaded generator.
+        critic: A loaded critic.
+        seed: Seed of the noise.
+    """
+
+    def __init__(self, generator: FlowGenerator, critic: Critic, seed: int) -> None:
+        self.generator = generator
+        self.critic = critic
+        self.seed = seed
+        self._sources: dict[str, tuple[Image.Image, ...]] = {}
+        self._made: dict[tuple[str, str, int], tuple[Image.Image, Critique]] = {}
+
+    def sources(self, record: PromptRecord) -> tuple[Image.Image, ...]:
+        """A request's source pictures."""
+        if record.id not in self._sources:
+            self._sources[record.id] = tuple(open_picture(path) for path in record.sources)
+        return self._sources[record.id]
+
+    def make(self, wanted: Sequence[tuple[PromptRecord, str, int]]) -> list[tuple[Image.Image, Critique]]:
+        """Pictures and critiques for ``(record, request, copy)``; those made before are not made again."""
+        new = [key for key in dict.fromkeys((r.id, request, copy) for r, request, copy in wanted) if key not in self._made]
+        records = {record.id: record for record, _, _ in wanted}
+        images: dict[tuple[str, str, int], Image.Image] = {}
+        calls: dict[str, list[tuple[str, str, int]]] = {}
+        for key in new:  # a pipeline call takes one set of source pictures
+            calls.setdefault(key[0] if records[key[0]].sources else "", []).append(key)
+        for keys in calls.values():
+            seeds = [seed_for(self.seed, "refine", record, copy) for record, _, copy in keys]
+            made = self.generator.sample([request for _, request, _ in keys], self.sources(records[keys[0][0]]), seeds)
+            images.update(zip(keys, made, strict=True))
+        asks = [
+            CritiqueRequest(records[key[0]].task, records[key[0]].prompt, images[key], self.sources(records[key[0]])) for key in new
+        ]
+        for key, critique in zip(new, self.critic.critique(asks) if asks else [], strict=True):
+            self._made[key] = (images[key], critique)
+        return [self._made[record.id, request, copy] for record, request, copy in wanted]
+
+    def rewrite_blind(self, records: Sequence[PromptRecord]) -> list[str]:
+        """Requests rewritten by the same critic without seeing any result: it is shown a blank picture.
+
+        Returns:
+            One request per record; the original where the critic gave none.
+        """
+        blank = Image.new("RGB", (32, 32), (128, 128, 128))
+        asks = [CritiqueRequest(r.task, r.prompt, blank, self.sources(r)) for r in records]
+        return [
+            critique.refined_request or record.prompt
+            for record, critique in zip(records, self.critic.critique(asks), strict=True)
+        ]
+
+
+def accepted(critique: Critique, threshold: float) -> bool:
+    """Whether every applicable aspect scores at least ``threshold``; an unscored aspect never accepts."""
+    scores = [critique.score(key) for key in critique.aspects]
+    if any(isinstance(score, Unscored) for score in scores):
+        return False
+    numbers = [score for score in scores if isinstance(score, float)]
+    return bool(numbers) and min(numbers) >= threshold
+
+
+def best(made: Sequence[Made]) -> int:
+    """Index of the picture with the highest reward, the first of equals; 0 if none is scored."""
+    scored = [(reward, -index) for index, one in enumerate(made) if (reward := one.reward) is not None]
+    return -max(scored)[1] if scored else 0
+
+
+def run_arm(arm: Arm, records: Sequence[PromptRecord], studio: Studio, options: RefineOptions) -> list[Trace]:
+    """Take a batch of requests through one arm.
+
+    ``base`` makes one picture. ``best_of_n`` makes all from the original request, ``blind_rewrite`` all from a request that was
+    rewritten without seeing a result; the critic picks. ``refine_always_accept`` is the paper's loop: rewrite from the critique
+    while an aspect is below the threshold, and take the last picture, one rewrite at most. ``refine_keep_best`` goes on until a
+    picture is accepted or the budget is spent, and keeps the best.
+
+    Raises:
+        ValueError: If there is no such arm.
+    """
+    if arm not in ARMS:
+        raise ValueError(f"unknown arm {arm!r}; known: {', '.join(ARMS)}")
+    traces = [Trace(record, arm) for record in records]
+    if arm in ("base", "best_of_n", "blind_rewrite"):
+        requests = studio.rewrite_blind(records) if arm == "blind_rewrite" else [record.prompt for record in records]
+        copies = 1 if arm == "base" else options.images_per_prompt
+        wanted = [(record, request, copy) for record, request in zip(records, requests, strict=True) for copy in range(copies)]
+        results = iter(studio.make(wanted))
+        for trace, request in zip(traces, requests, strict=True):
+            trace.made = [Made(0, request, *next(results)) for _ in range(copies)]
+            trace.chosen, trace.stop = best(trace.made), "budget"
+        return traces
+    rounds = min(2, options.images_per_prompt) if arm == "refine_always_accept" else options.images_per_prompt
+    going = list(traces)
+    for number in range(rounds):
+        wanted = [(trace.record, _next_request(trace), number) for trace in going]
+        for trace, (_, request, _), (image, critique) in zip(going, wanted, studio.make(wanted), strict=True):
+            trace.made.append(Made(number, request, image, critique))
+            if accepted(critique, options.threshold):
+                trace.stop = "accepted"
+        going = [trace for trace in going if not trace.stop]
+    for trace in traces:
+        trace.stop = trace.stop or "budget"
+        trace.chosen = best(trace.made) if arm == "refine_keep_best" else len(trace.made) - 1
+    return traces
+
+
+def _next_request(trace: Trace) -> str:
+    """The request rewritten from the latest critique that has one; the original before there is any."""
+    for made in reversed(trace.made):
+        if made.critique.refined_request:
+            return made.critique.refined_request
+    return trace.record.prompt

@@ -1,0 +1,148 @@
+"""Critiques of the shapes world in words: written from what was seen, and read back into it.
+
+Justifications compare point by point what was asked with what is seen, because a critic that only names what it sees gives
+rewards without resolution (measured; see ``docs/architecture.md``).
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..records import AspectComparison, AspectCritique, Critique, NotApplicable, PairCritique, Score
+from . import judge
+from .judge import Reading
+from .scenes import COLOURS, LETTERS, PLACES, SHAPES, Edit, Letter, Scene, Thing, describe, parse_edit, parse_request
+
+_QUALITY = ("all damaged", "badly damaged", "damaged", "partly damaged", "slightly damaged", "mostly sharp", "sharp")
+_VERDICT = {1.0: "right", 0.5: "half"}
+BETWEEN = " | "
+
+
+class Asked:
+    """What a request asks for, in the shapes world.
+
+    Args:
+        prompt: The request.
+        source: What the source picture shows, for an edit.
+
+    Raises:
+        ValueError: If the request is not in the language of the shapes world.
+    """
+
+    def __init__(self, prompt: str, source: Scene | None = None) -> None:
+        self.source = source
+        self.edit: Edit | None = parse_edit(prompt, source) if source is not None else None
+        scene = self.edit.apply(source) if source is not None and self.edit is not None else parse_request(prompt)
+        if scene is None or (source is not None and self.edit is None):
+            raise ValueError(f"{prompt!r} is no request of the shapes world")
+        self.scene = scene
+
+    def scores(self, seen: Reading) -> dict[str, float | None]:
+        """The ground truth's aspect scores for what is seen."""
+        if self.edit is not None and self.source is not None:
+            return judge.score_edit(self.edit, self.source, seen)
+        return judge.score_scene(self.scene, seen)
+
+    def reward(self, seen: Reading) -> float:
+        """The ground truth's reward in [0, 1]."""
+        return judge.reward(self.scores(seen))
+
+    def exact(self, seen: Reading) -> bool:
+        """Whether every place shows what was asked for."""
+        return seen.scene == self.scene
+
+    def refined(self) -> str:
+        """The request, rewritten in detail."""
+        return self.edit.request("detailed") if self.edit is not None else self.scene.request("detailed")
+
+
+def _compared(place: str, asked: Thing, seen: Thing) -> str:
+    return f"{place} asked {describe(asked)} seen {describe(seen)} {_VERDICT.get(judge.match(asked, seen), 'wrong')}"
+
+
+def justifications(asked: Asked, seen: Reading) -> dict[str, str]:
+    """What to say about each aspect of a picture."""
+    letters = [(place, thing) for place, thing in asked.scene.occupied() if isinstance(thing, Letter)]
+    said: dict[str, str] = {}
+    if asked.edit is not None and asked.source is not None:
+        edit, source = asked.edit, asked.source
+        said["text_faithfulness"] = _compared(edit.place, edit.after, seen.scene.at(edit.place))
+        kept = []
+        for place in PLACES:
+            if place != edit.place:
+                before, now = source.at(place), seen.scene.at(place)
+                kept.append(f"{place} source {describe(before)} seen {describe(now)} {'kept' if before == now else 'changed'}")
+        said["image_faithfulness"] = " ; ".join(kept)
+        letters = [(edit.place, edit.after)] if isinstance(edit.after, Letter) else []
+    else:
+        points = [
+            _compared(place, thing, seen.scene.at(place))
+            for place, thing in asked.scene.occupied()
+            if not isinstance(thing, Letter)
+        ]
+        extras = [(place, thing) for place, thing in seen.scene.occupied() if asked.scene.at(place) is None]
+        points += [f"{place} extra {thing}" for place, thing in extras]
+        said["text_faithfulness"] = " ; ".join(points)
+    said["physical_quality"] = _QUALITY[round((seen.quality - 1.0) * 2)]
+    said["text_rendering"] = (
+        " ; ".join(_compared(place, thing, seen.scene.at(place)) for place, thing in letters) or "no letter asked"
+    )
+    return said
+
+
+_THING = rf"nothing|(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|letter [{''.join(LETTERS)}]"
+_CLAIM = re.compile(rf"({'|'.join(PLACES)}) (?:(?:asked|source) (?:{_THING}) seen|extra) ({_THING})")
+_QUALITY_CLAIM = re.compile(r"(?<![a-z] )(" + "|".join(sorted(_QUALITY, key=len, reverse=True)) + r")(?=$|\s)", re.MULTILINE)
+
+
+def read_claims(text: str) -> Reading | None:
+    """What a justification claims to see; ``None`` if it makes no claim (vague text)."""
+    found = _CLAIM.findall(text)
+    if not found:
+        return None
+    scene = Scene((None, None, None, None))
+    for place, words in found:
+        if words != "nothing":
+            first, second = words.split()
+            scene = scene.put(place, Letter(second) if first == "letter" else judge.Shape(first, second))
+    quality = _QUALITY_CLAIM.search(text)
+    step = _QUALITY.index(quality[1]) if quality else len(_QUALITY) - 1
+    rmse = judge.CLEAN_RMSE + (6 - step) / 6 * (judge.SEVERE_RMSE - judge.CLEAN_RMSE)
+    return Reading(scene, rmse)
+
+
+def _score(key: str, value: float | None) -> Score:
+    if value is None:
+        return NotApplicable()
+    return round(value * 2) / 2 if key == "physical_quality" else round(value, 1)
+
+
+def summarise(reward: float) -> str:
+    """A closing word for a reward in [0, 1]."""
+    return "all right" if reward > 0.95 else ("mostly right" if reward > 0.7 else "partly wrong" if reward > 0.4 else "wrong")
+
+
+def critique(asked: Asked, seen: Reading) -> Critique:
+    """The critique of one picture, refinement included."""
+    scores, said = asked.scores(seen), justifications(asked, seen)
+    aspects = {key: AspectCritique(said[key], _score(key, value)) for key, value in scores.items()}
+    wrong = [place for place in PLACES if asked.scene.at(place) != seen.scene.at(place)]
+    comments = "fix " + " and ".join(wrong) if wrong else "keep all"
+    return Critique(aspects, summarise(asked.reward(seen)), comments, asked.refined())
+
+
+def pair_critique(asked: Asked, first: Reading, second: Reading) -> PairCritique:
+    """The comparison of two pictures."""
+    scores_a, scores_b = asked.scores(first), asked.scores(second)
+    said_a, said_b = justifications(asked, first), justifications(asked, second)
+    aspects = {}
+    for key in scores_a:
+        a, b = _score(key, scores_a[key]), _score(key, scores_b[key])
+        winner: str | NotApplicable = NotApplicable()
+        if isinstance(a, float) and isinstance(b, float):
+            winner = "tie" if a == b else ("A" if a > b else "B")
+        text = said_a[key] if isinstance(winner, NotApplicable) else f"Image A {said_a[key]}{BETWEEN}Image B {said_b[key]}"
+        aspects[key] = AspectComparison(text, a, b, winner)  # type: ignore[arg-type]
+    difference = asked.reward(first) - asked.reward(second)
+    better = "both equal" if abs(difference) < 0.02 else f"Image {'A' if difference > 0 else 'B'} is better"
+    return PairCritique(aspects, better)

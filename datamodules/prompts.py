@@ -1,0 +1,157 @@
+"""Requests to generate from: groups for RL, plain batches for validation and refinement."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from rationalrewards.components.generation.noise import seed_for
+from rationalrewards.components.records import PromptRecord
+
+from .batches import BatchPlan, planned_loader
+from .readers import read_prompts
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Pictures to sample together, and which visit to them this is.
+
+    Args:
+        epoch: Rollout round.
+        index: Number of the micro-batch within this rank's round.
+        visit: 0 to ``visits - 1``: every visit trains on another noise level of the same pictures.
+        records: One request per picture.
+        copies: Number of the picture within its group.
+    """
+
+    epoch: int
+    index: int
+    visit: int
+    records: tuple[PromptRecord, ...]
+    copies: tuple[int, ...]
+
+
+class PromptDataModule(LightningDataModule):
+    """Requests in groups for RL, and plain batches of them for validation and prediction.
+
+    A group is one (request, source pictures) with ``group_size`` pictures; whole groups stay on one rank.
+
+    Args:
+        train: File of requests for RL, as ``read_prompts`` reads them.
+        val: File of fixed requests for validation.
+        predict: File of requests for refinement.
+        groups_per_epoch: Groups in one rollout round, over all ranks.
+        group_size: Pictures per group.
+        batch_size: Pictures per pipeline call and training step: a multiple or a divisor of ``group_size``. Edits need at most
+            ``group_size``, since a diffusers pipeline takes one set of source pictures per call.
+        visits: How often each picture is trained on in a round, each time at another noise level.
+        eval_batch_size: Requests per batch in validation and prediction.
+        limit: Take only the first so many requests for validation and prediction.
+        seed: Seed of the order of requests.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        val: str | None = None,
+        predict: str | None = None,
+        groups_per_epoch: int = 64,
+        group_size: int = 8,
+        batch_size: int = 8,
+        visits: int = 4,
+        eval_batch_size: int = 16,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if group_size < 2:
+            raise ValueError(f"group_size must be at least 2 to compare pictures, got {group_size}")
+        if batch_size % group_size and group_size % batch_size:
+            nearest = max(group_size, round(batch_size / group_size) * group_size)
+            raise ValueError(
+                f"batch_size {batch_size} must be a multiple or a divisor of group_size {group_size}; nearest multiple: {nearest}"
+            )
+        if groups_per_epoch * group_size % batch_size:
+            raise ValueError(
+                f"groups_per_epoch * group_size = {groups_per_epoch * group_size} pictures do not divide into batches of {batch_size}"
+            )
+        self.train_path = train
+        self.val_path = val
+        self.predict_path = predict
+        self.groups_per_epoch = groups_per_epoch
+        self.group_size = group_size
+        self.batch_size = batch_size
+        self.visits = visits
+        self.eval_batch_size = eval_batch_size
+        self.limit = limit
+        self.seed = seed
+        self.prompts: list[PromptRecord] = []
+
+    def setup(self, stage: str) -> None:
+        """Read and check the training requests."""
+        if stage != "fit" or self.prompts:
+            return
+        if self.train_path is None:
+            raise ValueError("give `data.train`: a file of requests for RL")
+        self.prompts = read_prompts(Path(self.train_path))
+        if len(self.prompts) < self.groups_per_epoch:
+            raise ValueError(
+                f"{self.train_path} has {len(self.prompts)} requests, fewer than groups_per_epoch = {self.groups_per_epoch}"
+            )
+        if self.batch_size > self.group_size and any(prompt.sources for prompt in self.prompts):
+            raise ValueError(
+                f"{self.train_path} holds edits: a pipeline call takes one set of source pictures, so batch_size must be at most "
+                f"group_size = {self.group_size}, got {self.batch_size}"
+            )
+
+    def batches(self, epoch: int, rank: int, processes: int) -> list[RolloutBatch]:
+        """This rank's batches of a round: a function of (seed, epoch) and the rank's share of the groups."""
+        self._check_processes(processes)
+        order = list(range(len(self.prompts)))
+        per_pass = len(order) // self.groups_per_epoch
+        sweep, part = divmod(epoch, per_pass)
+        random.Random(seed_for(self.seed, "prompt order", sweep)).shuffle(order)
+        chosen = [self.prompts[i] for i in order[part * self.groups_per_epoch : (part + 1) * self.groups_per_epoch]]
+        share = self.groups_per_epoch // processes
+        samples = [(record, copy) for record in chosen[rank * share : (rank + 1) * share] for copy in range(self.group_size)]
+        batches = []
+        for visit in range(self.visits):
+            for index, start in enumerate(range(0, len(samples), self.batch_size)):
+                records, copies = zip(*samples[start : start + self.batch_size], strict=True)
+                batches.append(RolloutBatch(epoch, index, visit, records, copies))
+        return batches
+
+    def _check_processes(self, processes: int) -> None:
+        pictures = self.groups_per_epoch // processes * self.group_size
+        if self.groups_per_epoch % processes or pictures % self.batch_size:
+            raise ValueError(
+                f"groups_per_epoch {self.groups_per_epoch} does not divide into whole groups and batches of {self.batch_size} on "
+                f"{processes} processes; nearest legal: {max(1, round(self.groups_per_epoch / processes)) * processes}"
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Every rank's :class:`RolloutBatch` es of a round."""
+
+        def count(processes: int) -> int:
+            return self.groups_per_epoch // processes * self.group_size // self.batch_size * self.visits
+
+        return planned_loader(BatchPlan(self.batches, count), lambda batch: batch)
+
+    def _plain(self, path: str | None, name: str) -> DataLoader[Any]:
+        if path is None:
+            raise ValueError(f"give `data.{name}`: a file of requests")
+        records = read_prompts(Path(path))[: self.limit]
+        return DataLoader(records, batch_size=self.eval_batch_size, collate_fn=list)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Fixed requests; none if no file was given."""
+        return self._plain(self.val_path, "val") if self.val_path is not None else []
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Requests to refine."""
+        return self._plain(self.predict_path, "predict")

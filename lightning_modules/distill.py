@@ -1,0 +1,239 @@
+"""Distillation: a student learns to critique without the label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from rationalrewards.components.chat import ChatRequest, TransformersChat
+from rationalrewards.components.checkpoints import resolve
+from rationalrewards.components.critic import Critic, CritiqueRequest
+from rationalrewards.components.critique import CritiqueFormat, save_fingerprint
+from rationalrewards.components.critique.formats import Message
+from rationalrewards.components.records import Preference, Unscored, open_picture
+
+from .base import RewardsModule
+
+Row = tuple[list[Message], str]
+
+
+class RationaleDistillModule(RewardsModule):
+    """Token cross-entropy on the critique, given the request without the label (``paper.md`` 1.6).
+
+    Args:
+        path: Folder or hub id of the student, e.g. ``Qwen/Qwen3-VL-8B-Instruct``.
+        rubric: Rubric of the format that the student learns.
+        optimizer: Optimizer, given the parameters that train.
+        scheduler: Learning-rate scheduler, stepped every optimizer step.
+        freeze_vision: Freeze the vision tower (the paper does).
+        freeze_projector: Freeze the projector between vision and text (the paper does).
+        lora_rank: Train a LoRA of this rank on the language model's linear layers instead of its weights.
+        lora_alpha: Scale of the LoRA.
+        dtype: Weight type.
+        gradient_checkpointing: Trade compute for memory.
+        max_length: Longest row in tokens; a longer one is an error that names it, since cutting would drop picture tokens.
+        val_max_tokens: Most tokens of a critique in validation.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        rubric: str = "default",
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        freeze_vision: bool = True,
+        freeze_projector: bool = True,
+        lora_rank: int | None = None,
+        lora_alpha: int = 32,
+        dtype: str = "float32",
+        gradient_checkpointing: bool = False,
+        max_length: int = 32768,
+        val_max_tokens: int = 2048,
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.format = CritiqueFormat(rubric)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.freeze_vision = freeze_vision
+        self.freeze_projector = freeze_projector
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
+        self.dtype_name = dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.max_length = max_length
+        self.val_max_tokens = val_max_tokens
+        self.student: Any = None
+        self.processor: Any = None
+        self.strict_loading = lora_rank is None
+        self._correct: list[float] = []
+        self._unscored = 0
+
+    def configure_model(self) -> None:
+        """Load the student (once), freeze what does not train, add the LoRA if there is one."""
+        if self.student is not None:
+            return
+        self.processor = AutoProcessor.from_pretrained(resolve(self.path))
+        student = AutoModelForImageTextToText.from_pretrained(resolve(self.path), dtype=getattr(torch, self.dtype_name))
+        if self.gradient_checkpointing:
+            student.gradient_checkpointing_enable({"use_reentrant": False})
+            student.enable_input_require_grads()
+        if self.lora_rank is not None:
+            from peft import LoraConfig, get_peft_model
+
+            config = LoraConfig(r=self.lora_rank, lora_alpha=self.lora_alpha, target_modules=self._language_linears(student))
+            student = get_peft_model(student, config)
+        else:
+            for name, parameter in student.named_parameters():
+                if _is_projector(name):
+                    parameter.requires_grad_(not self.freeze_projector)
+                elif _is_vision(name):
+                    parameter.requires_grad_(not self.freeze_vision)
+        student.train()
+        self.student = student
+
+    def _language_linears(self, student: Any) -> list[str]:
+        found = [
+            name
+            for name, module in student.named_modules()
+            if isinstance(module, torch.nn.Linear) and not _is_vision(name) and not _is_projector(name) and "lm_head" not in name
+        ]
+        if not found:
+            raise ValueError(f"{self.path}: found no linear layer of the language model to put a LoRA on")
+        return found
+
+    def configure_optimizers(self) -> Any:
+        """The given optimizer over what trains."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])  # type: ignore[arg-type]
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    def encode(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Model inputs of rows: request, answer and end of turn, with ``labels`` on the answer's tokens only.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and ``labels`` ``[B, L]`` (right-padded), and the pictures' tensors.
+
+        Raises:
+            ValueError: If a row is longer than ``max_length``.
+        """
+        tokenizer = self.processor.tokenizer
+        tokenizer.padding_side = "left"
+        chat = TransformersChat(self.path).attach(self.student, self.processor)
+        inputs = dict(chat.encode([ChatRequest(messages) for messages, _ in rows]))
+        mask = inputs["attention_mask"].bool()
+        # tokenised apart from the request, exactly as generation continues from it
+        answers = [tokenizer(f"{answer}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"] for _, answer in rows]
+        lengths = [int(mask[i].sum()) + len(answer) for i, answer in enumerate(answers)]
+        if max(lengths) > self.max_length:
+            request = next(part["text"] for part in reversed(rows[lengths.index(max(lengths))][0][-1]["content"]) if "text" in part)
+            raise ValueError(
+                f"a row has {max(lengths)} tokens, more than max_length {self.max_length}: {request[:80]!r}; raise max_length or use "
+                "smaller pictures"
+            )
+        encoded: dict[str, Tensor] = {}
+        for name, tensor in inputs.items():
+            if not (isinstance(tensor, Tensor) and tensor.shape == mask.shape):
+                encoded[name] = tensor
+                continue
+            fill = tokenizer.pad_token_id if name == "input_ids" else 0
+            padded = torch.full((len(rows), max(lengths)), fill, dtype=tensor.dtype)
+            for i, answer in enumerate(answers):
+                prompt = tensor[i][mask[i]]
+                padded[i, : len(prompt)] = prompt
+                if name in ("input_ids", "attention_mask"):
+                    tail = torch.tensor(answer) if name == "input_ids" else torch.ones(len(answer))
+                    padded[i, len(prompt) : len(prompt) + len(answer)] = tail
+            encoded[name] = padded
+        labels = torch.full((len(rows), max(lengths)), -100)
+        for i, answer in enumerate(answers):
+            labels[i, lengths[i] - len(answer) : lengths[i]] = torch.tensor(answer)
+        encoded["labels"] = labels
+        return encoded
+
+    def _loss(self, rows: Sequence[Row]) -> tuple[Tensor, int]:
+        encoded = {name: tensor.to(self.device) for name, tensor in self.encode(rows).items()}
+        tokens = int((encoded["labels"][:, 1:] != -100).sum())
+        return self.student(**encoded).loss, tokens
+
+    def training_step(self, batch: Sequence[Row], batch_idx: int) -> Tensor:
+        """Mean cross-entropy over the batch's answer tokens."""
+        loss, tokens = self._loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/answer_tokens", float(tokens), batch_size=len(batch))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation's pairs."""
+        self._correct, self._unscored = [], 0
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Teacher-forced loss on rationales, or generated pair accuracy on preference pairs."""
+        if isinstance(batch[0], Preference):
+            self._judge(batch)
+            return
+        loss, _ = self._loss(batch)
+        self.log("val/loss", loss, batch_size=len(batch), sync_dist=True, add_dataloader_idx=False)
+
+    def _judge(self, pairs: Sequence[Preference]) -> None:
+        chat = TransformersChat(self.path, batch_size=2 * len(pairs)).attach(self.student, self.processor)
+        critic = Critic(chat, self.format, self.val_max_tokens, reasks=0)
+        requests = []
+        for pair in pairs:
+            sources = tuple(open_picture(path) for path in pair.sources)
+            requests += [CritiqueRequest(pair.task, pair.prompt, open_picture(path), sources) for path in pair.candidates]
+        rewards = [critique.reward() for critique in critic.critique(requests, refinement=False)]
+        for pair, a, b in zip(pairs, rewards[::2], rewards[1::2], strict=True):
+            if pair.winner == "tie":
+                continue
+            if isinstance(a, Unscored) or isinstance(b, Unscored):
+                self._unscored += 1
+                self._correct.append(0.0)
+            else:
+                self._correct.append(float((a > b) == (pair.winner == "A") and a != b))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracy on decided pairs; unscored pairs count as wrong."""
+        if self._correct:
+            n = float(len(self._correct))
+            self.log("val/pair_accuracy", sum(self._correct) / n, prog_bar=True, sync_dist=True)
+            self.log("val/unscored_rate", self._unscored / n, sync_dist=True)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """With a LoRA, only the LoRA: the base is named by ``path``."""
+        state = super().state_dict(*args, **kwargs)
+        return state if self.lora_rank is None else {key: value for key, value in state.items() if "lora_" in key}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Check that a LoRA checkpoint holds every LoRA weight (``strict_loading`` cannot: the base is not in it)."""
+        if self.lora_rank is None or self.student is None or "state_dict" not in checkpoint:
+            return
+        missing = [name for name in self.state_dict() if name not in checkpoint["state_dict"]]
+        if missing:
+            raise ValueError(f"the checkpoint lacks {len(missing)} LoRA weights, first {missing[0]!r}; is it of another rank or base?")
+
+    def export(self, folder: str) -> None:
+        """Write the critic as a plain transformers folder, LoRA merged, with its format's fingerprint."""
+        student = self.student
+        if self.lora_rank is not None:
+            import copy
+
+            student = copy.deepcopy(student).merge_and_unload()
+        student.save_pretrained(folder)
+        self.processor.tokenizer.padding_side = "left"
+        self.processor.save_pretrained(folder)
+        save_fingerprint(folder, self.format)
+
+
+def _is_projector(name: str) -> bool:
+    return "merger" in name or "multi_modal_projector" in name
+
+
+def _is_vision(name: str) -> bool:
+    return "visual." in name or "vision_tower" in name

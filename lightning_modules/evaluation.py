@@ -1,0 +1,119 @@
+"""Judging judges: a reward model's accuracy on preference pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+import torch
+
+from rationalrewards.components.chat import ChatModel
+from rationalrewards.components.critic import ComparisonRequest, Critic, CritiqueRequest
+from rationalrewards.components.critique import CritiqueFormat
+from rationalrewards.components.metrics import PairAccuracy
+from rationalrewards.components.records import PairCritique, Preference, Unscored, Verdict, open_picture
+from rationalrewards.components.rewards import RewardModel
+
+from .base import RewardsModule
+
+Judged = Verdict | Unscored
+Scores = tuple[dict[str, float | None], dict[str, float | None]]
+"""Aspect scores of both pictures; ``None`` where unscored or not applicable."""
+
+
+class RewardEvaluationModule(RewardsModule):
+    """Accuracy on decided pairs: every pair that could not be judged counts as wrong.
+
+    Give either ``reward`` (each picture is scored alone and the totals are compared) or ``judge`` (both pictures are shown
+    together, in both orders).
+
+    Args:
+        reward: Any reward model.
+        judge: A chat model that compares pairs.
+        rubric: Rubric of the judge's format.
+        max_tokens: Most tokens of a judge's comparison.
+    """
+
+    def __init__(
+        self, reward: RewardModel | None = None, judge: ChatModel | None = None, rubric: str = "default", max_tokens: int = 2048
+    ) -> None:
+        super().__init__()
+        if (reward is None) == (judge is None):
+            raise ValueError("give either `reward` (pointwise) or `judge` (pairwise), not both and not neither")
+        self.reward = reward
+        self.judge = Critic(judge, CritiqueFormat(rubric), max_tokens) if judge is not None else None
+        self.accuracy = PairAccuracy()
+        self.rows: list[dict[str, object]] = []
+
+    def configure_model(self) -> None:
+        """Load the judge."""
+        (self.reward or self.judge).load()  # type: ignore[union-attr]
+
+    def on_test_start(self) -> None:
+        """Move a judge that runs in this process to this rank's device, and start a new count."""
+        (self.reward or self.judge).load(self.device)  # type: ignore[union-attr]
+        self.rows = []
+
+    def test_step(self, batch: Sequence[Preference], batch_idx: int) -> None:
+        """Judge a batch of pairs."""
+        first, second, scores = self._pointwise(batch) if self.reward is not None else self._pairwise(batch)
+        for pair, one, other, scored in zip(batch, first, second, scores, strict=True):
+            row = {"id": pair.id, "group": pair.group, "label": pair.label, "verdict": _name(one), "swapped": _name(other)}
+            self.rows.append({**row, "scores": scored})
+        self.accuracy.update(
+            torch.tensor([pair.label for pair in batch], device=self.device),
+            torch.tensor([_code(verdict) for verdict in first], device=self.device),
+            torch.tensor([_code(verdict) for verdict in second], device=self.device),
+            torch.tensor([int(pair.group, 16) % 2**62 for pair in batch], device=self.device),
+        )
+
+    def _pointwise(self, pairs: Sequence[Preference]) -> tuple[list[Judged], list[Judged], list[Scores]]:
+        assert self.reward is not None
+        requests = []
+        for pair in pairs:
+            sources = tuple(open_picture(path) for path in pair.sources)
+            requests += [CritiqueRequest(pair.task, pair.prompt, open_picture(path), sources) for path in pair.candidates]
+        rewards = self.reward.score(requests)
+        verdicts: list[Judged] = []
+        for i in range(0, len(requests), 2):
+            a, b = float(rewards.total[i]), float(rewards.total[i + 1])
+            reason = rewards.reasons[i] or rewards.reasons[i + 1]
+            verdicts.append(Unscored(reason) if reason else ("tie" if a == b else ("A" if a > b else "B")))
+        named = [_named(rewards.aspects, row) for row in rewards.values.tolist()]
+        scores = list(zip(named[::2], named[1::2], strict=True))
+        return verdicts, verdicts, scores  # scoring alone has no order
+
+    def _pairwise(self, pairs: Sequence[Preference]) -> tuple[list[Judged], list[Judged], list[Scores]]:
+        assert self.judge is not None
+        requests = []
+        for pair in pairs:
+            sources = tuple(open_picture(path) for path in pair.sources)
+            a, b = (open_picture(path) for path in pair.candidates)
+            requests += [ComparisonRequest(pair.task, pair.prompt, order, sources) for order in ((a, b), (b, a))]
+        answers: list[PairCritique] = self.judge.compare(requests)
+        flip: dict[str, Verdict] = {"A": "B", "B": "A", "tie": "tie"}
+        swapped = [verdict if isinstance(verdict := answer.verdict(), Unscored) else flip[verdict] for answer in answers[1::2]]
+        scores = []
+        for answer in answers[::2]:
+            both = {key: answer.scores(key) for key in answer.aspects}
+            scores.append(tuple({key: s[i] if isinstance(s[i], float) else None for key, s in both.items()} for i in (0, 1)))
+        return [answer.verdict() for answer in answers[::2]], list(swapped), scores  # type: ignore[return-value]
+
+    def on_test_epoch_end(self) -> None:
+        """Log accuracy, its interval, order consistency and the unscored share."""
+        result = self.accuracy.compute()
+        self.accuracy.reset()
+        for name, value in result.items():
+            self.log(f"test/{name}", value, rank_zero_only=False)
+
+
+def _code(verdict: Judged) -> float:
+    """Probability that A is preferred as a judge's verdict; NaN for unscored."""
+    return float("nan") if isinstance(verdict, Unscored) else {"A": 1.0, "B": 0.0, "tie": 0.5}[verdict]
+
+
+def _name(verdict: Judged) -> str:
+    return f"unscored: {verdict.reason}" if isinstance(verdict, Unscored) else verdict
+
+
+def _named(aspects: Sequence[str], row: Sequence[float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in zip(aspects, row, strict=True)}

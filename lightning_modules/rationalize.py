@@ -1,0 +1,43 @@
+"""PARROT's teacher stages as a predict-step module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rationalrewards.components.chat import ChatModel
+from rationalrewards.components.critique import CritiqueFormat
+from rationalrewards.components.parrot import Ledger, Outcome, ParrotOptions, rationalize
+from rationalrewards.components.records import Preference
+
+from .base import RewardsModule
+
+
+class RationalizeModule(RewardsModule):
+    """Writes rationales for preference pairs and keeps those that predict the preference (``paper.md`` 1.3 to 1.5).
+
+    Run with ``predict`` and a ``RationaleWriter`` callback, which gives the module its ledger and writes what survives.
+
+    Args:
+        teacher: The teacher.
+        rubric: Rubric of the student's format.
+        options: How the stages work.
+    """
+
+    def __init__(self, teacher: ChatModel, rubric: str = "default", options: ParrotOptions | None = None) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.format = CritiqueFormat(rubric)
+        self.options = options or ParrotOptions()
+        self.ledger = Ledger()
+
+    def configure_model(self) -> None:
+        """Load or connect the teacher."""
+        self.teacher.load()
+
+    def on_predict_start(self) -> None:
+        """Move a teacher that runs in this process to this rank's device."""
+        self.teacher.load(self.device)
+
+    def predict_step(self, batch: Sequence[Preference], batch_idx: int) -> list[Outcome]:
+        """Take a batch of pairs through all stages."""
+        return rationalize(batch, self.teacher, self.format, self.options, self.ledger)

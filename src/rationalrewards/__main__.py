@@ -1,0 +1,5 @@
+"""``python -m rationalrewards`` is the ``rationalrewards`` command."""
+
+from .cli import main
+
+main()

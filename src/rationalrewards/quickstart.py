@@ -1,0 +1,447 @@
+"""The whole main job on the embedded shapes world: ``python -m rationalrewards.quickstart``.
+
+rationalize -> distill -> evaluate -> RL -> refine, each through the ``rationalrewards`` command and its config, then a report. A
+finished stage is not run again: killed and started again, the job goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from rationalrewards.components.critic import CritiqueRequest
+    from rationalrewards.components.records import PromptRecord
+
+SIMULATION = (
+    "A small world: drawn shapes of 32 pixels, a critic and a generator of under a million parameters each. It shows that the machinery "
+    "works; it proves nothing about photographs.",
+    "The teacher is a simulation that reads pictures with the ground truth and makes mistakes at set rates.",
+    "All figures are judged by the world's ground truth on held-out requests and pairs, never by the critic that was trained.",
+    "blind_rewrite rewrites the request with the same critic, which is shown a blank picture; best_of_n, blind_rewrite and "
+    "refine_keep_best may make the same number of pictures, and the critic picks.",
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The size of each stage."""
+
+    pairs: int = 1500
+    test_pairs: int = 300
+    rl_prompts: int = 512
+    eval_prompts: int = 96
+    eval_copies: int = 4
+    distill_steps: int = 600
+    rl_updates: int = 40
+    images_per_prompt: int = 4
+    untrained_pairs: int = 60
+
+
+HELP = {
+    "pairs": "preference pairs to rationalize",
+    "test_pairs": "held-out pairs, ties included",
+    "rl_prompts": "requests for RL",
+    "eval_prompts": "held-out requests, for RL before/after and for refinement",
+    "eval_copies": "pictures per held-out request in RL before/after",
+    "distill_steps": "optimizer steps of distillation",
+    "rl_updates": "optimizer steps of RL",
+    "images_per_prompt": "pictures that each refinement arm may make for a request",
+    "untrained_pairs": "pairs on which the critic is evaluated before distillation",
+}
+
+
+class Quickstart:
+    """Runs the stages in order, each once.
+
+    Args:
+        out: Folder of everything.
+        seed: Seed of everything.
+        sizes: Size of each stage.
+        any_critic: Train the generator even on a critic that cannot tell its pictures apart.
+    """
+
+    def __init__(self, out: Path, seed: int, sizes: Sizes, any_critic: bool = False) -> None:
+        self.any_critic = any_critic
+        self.out = out
+        self.seed = seed
+        self.sizes = sizes
+        self.configs = Path(__file__).resolve().parent / "configs"
+        if not self.configs.is_dir():  # an editable install maps the folder instead of copying it
+            from importlib.resources import files
+
+            self.configs = Path(str(files("rationalrewards.configs")))
+
+    # -- running stages -------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Run what is not done yet, write ``summary.json`` and ``report.html``, and return the summary."""
+        self._claim_folder()
+        stages: dict[str, Callable[[], Any]] = {
+            "data": self._data,
+            "rationalize": self._rationalize,
+            "distill": self._distill,
+            "evaluate": self._evaluate,
+            "rl": self._rl,
+            "refine": self._refine,
+        }
+        results: dict[str, Any] = {}
+        for number, (name, stage) in enumerate(stages.items(), start=1):
+            done = self.out / name / "done.json"
+            if done.is_file():
+                print(f"[{number}/{len(stages)}] {name}: done before", flush=True)
+            else:
+                print(f"[{number}/{len(stages)}] {name}", flush=True)
+                started = time.perf_counter()
+                result = stage()
+                record = {"result": result, "seconds": time.perf_counter() - started, "peak_rss_gb": _peak_rss_gb()}
+                done.parent.mkdir(parents=True, exist_ok=True)
+                part = done.with_suffix(".part")
+                part.write_text(json.dumps(record, indent=2), encoding="utf-8")
+                part.replace(done)
+            results[name] = json.loads(done.read_text(encoding="utf-8"))
+        summary = {
+            "seed": self.seed,
+            "wall_seconds": {name: round(record["seconds"], 1) for name, record in results.items()},
+            "peak_rss_gb": round(max(record["peak_rss_gb"] for record in results.values()), 2),
+            "critic": {**results["evaluate"]["result"], "within_group_corr": results["rl"]["result"].pop("within_group_corr")},
+            "rationales": results["rationalize"]["result"],
+            "rl": results["rl"]["result"],
+            "refine": results["refine"]["result"],
+        }
+        (self.out / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+        self._report(summary)
+        return summary
+
+    def _claim_folder(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        settings = {"seed": self.seed, **asdict(self.sizes)}
+        path = self.out / "settings.json"
+        if path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            changed = [f"{key} {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
+            if changed:
+                raise SystemExit(
+                    f"{self.out} holds a run with other settings ({'; '.join(changed)}); give another --out, or delete the folder"
+                )
+        path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        os.environ["SHAPES_OUT"] = str(self.out)
+
+    def _command(self, verb: str, stage: str, *overrides: str) -> None:
+        """Run one ``rationalrewards`` command; its run in MLflow is a child of the job's."""
+        from rationalrewards.callbacks.mlflow import PARENT_RUN_VARIABLE, parent_run
+        from rationalrewards.cli import run
+
+        store = f"sqlite:///{self.out / 'mlflow.db'}"
+        os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+        os.environ[PARENT_RUN_VARIABLE] = parent_run(store, "quickstart", f"quickstart, seed {self.seed}")
+        run(
+            [
+                verb,
+                "--config",
+                str(self.configs / stage / "shapes.yaml"),
+                f"--seed_everything={self.seed}",
+                f"--trainer.logger.init_args.tracking_uri={store}",
+                "--trainer.logger.init_args.experiment_name=quickstart",
+                f"--trainer.logger.init_args.run_name={stage}",
+                f"--trainer.logger.init_args.artifact_location={(self.out / 'mlartifacts').resolve().as_uri()}",
+                f"--trainer.default_root_dir={self.out / stage}",
+                "--trainer.enable_model_summary=false",
+                *overrides,
+            ]
+        )
+
+    def _data(self) -> None:
+        from rationalrewards.components.shapes.make_data import make_data
+
+        sizes = self.sizes
+        make_data(self.out / "data", self.seed, sizes.pairs, sizes.test_pairs, sizes.rl_prompts, sizes.eval_prompts)
+
+    def _rationalize(self) -> dict[str, Any]:
+        self._command("predict", "rationalize", f"--model.init_args.options.seed={self.seed}")
+        return dict(json.loads((self.out / "rationalize" / "summary.json").read_text(encoding="utf-8")))
+
+    def _distill(self) -> None:
+        self._command(
+            "fit", "distill", f"--trainer.max_steps={self.sizes.distill_steps}", f"--data.init_args.seed={self.seed}"
+        )
+
+    def _evaluate(self) -> dict[str, Any]:
+        import math
+
+        from rationalrewards.components.records import open_picture, read_jsonl
+        from rationalrewards.components.shapes import judge
+        from rationalrewards.components.shapes.phrases import Asked
+
+        untrained = self.out / "evaluate" / "untrained"
+        path = "--model.init_args.reward.init_args.chat.init_args.path"
+        self._command(
+            "test",
+            "evaluate",
+            f"{path}=embedded:shapes-critic",
+            f"--data.init_args.limit={self.sizes.untrained_pairs}",
+            "--model.init_args.reward.init_args.reasks=0",
+            f"--trainer.callbacks={json.dumps([_writer('EvaluationWriter', untrained)])}",
+        )
+        self._command("test", "evaluate")
+        before = json.loads((untrained / "evaluation.json").read_text(encoding="utf-8"))
+        after = json.loads((self.out / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
+        from rationalrewards.components.records import Preference
+
+        pairs = {pair.id: pair for pair in read_jsonl(self.out / "data" / "test" / "preferences.jsonl", Preference)}
+        errors: dict[str, list[float]] = {}
+        for line in (self.out / "evaluate" / "judgements.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            pair = pairs[row["id"]]
+            source = judge.read([open_picture(path) for path in pair.sources])[0].scene if pair.sources else None
+            for scores, reading in zip(row["scores"], judge.read([open_picture(p) for p in pair.candidates]), strict=True):
+                for key, truth in Asked(pair.prompt, source).scores(reading).items():
+                    if truth is not None and scores.get(key) is not None:
+                        errors.setdefault(key, []).append(abs(scores[key] - truth))
+        return {
+            "pair_accuracy": after["test/pair_accuracy"],
+            "pair_accuracy_ci95": [after["test/pair_accuracy_low"], after["test/pair_accuracy_high"]],
+            "n_pairs": int(after["test/n_pairs"]),
+            "unscored_rate": after["test/unscored_rate"],
+            "tie_rate": _number(after["test/tie_rate"], math.nan),
+            "untrained_pair_accuracy": before["test/pair_accuracy"],
+            "untrained_unscored_rate": before["test/unscored_rate"],
+            "untrained_pair_accuracy_n": int(before["test/n_pairs"]),
+            "aspect_mae": {key: sum(found) / len(found) for key, found in errors.items()},
+            "aspect_mae_n": {key: len(found) for key, found in errors.items()},
+        }
+
+    def _rl(self) -> dict[str, Any]:
+        import math
+
+        from rationalrewards.components.rewards import within_group_correlation
+
+        before = self._measure(None, "before")
+        last = self.out / "rl" / "checkpoints" / "last.ckpt"
+        overrides = [f"--trainer.max_epochs={self.sizes.rl_updates}", f"--model.init_args.seed={self.seed}"]
+        if self.any_critic:
+            overrides.append("--model.init_args.min_resolution=null")
+        if last.is_file():  # killed during RL: go on from the last round
+            overrides += [f"--ckpt_path={last}", "--trainer.logger.init_args.run_id=" + self._run_id("rl")]
+        self._command("fit", "rl", *overrides)
+        after = self._measure(self.out / "rl" / "lora", "after")
+        result: dict[str, Any] = {}
+        for name in ("exact", "truth", "reward"):
+            for when, measured in (("before", before), ("after", after)):
+                result[f"{name}_{when}"] = measured[name]
+                result[f"{name}_{when}_ci95"] = measured[f"{name}_ci95"]
+        result["n"] = before["n"]
+        result["n_prompts"] = self.sizes.eval_prompts
+        history = [json.loads(line) for line in (self.out / "rl" / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+        result["updates"] = len(history)
+        correlation = within_group_correlation(before["rewards"], before["truths"], before["groups"])
+        result["within_group_corr"] = _number(correlation, math.nan)
+        return result
+
+    def _run_id(self, stage: str) -> str:
+        """The MLflow run of an interrupted stage, so that its curves go on in one run."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{self.out / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("quickstart")
+        runs = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{stage}'", max_results=1)
+        return str(runs[0].info.run_id)
+
+    def _measure(self, lora: Path | None, name: str) -> dict[str, Any]:
+        """Sample the held-out requests from fixed noise; score by ground truth and by the critic; keep the pictures."""
+        import torch
+
+        from rationalrewards.components.critic import CritiqueRequest
+        from rationalrewards.components.generation.noise import seed_for
+        from rationalrewards.components.metrics import clustered_bootstrap
+        from rationalrewards.components.shapes.make_data import shapes_generator
+        from rationalrewards.components.shapes.truth import ShapesTruth
+
+        records = self._heldout()
+        generator = shapes_generator()
+        generator.adapter = str(lora) if lora is not None else None
+        generator.load()
+        requests: list[CritiqueRequest] = []
+        groups: list[str] = []
+        for copy in range(self.sizes.eval_copies):
+            seeds = [seed_for(self.seed, "heldout", record.id, copy) for record in records]
+            images = generator.sample([record.prompt for record in records], [], seeds)
+            requests += [CritiqueRequest(r.task, r.prompt, image) for r, image in zip(records, images, strict=True)]
+            groups += [record.group for record in records]
+        truth = ShapesTruth().score(requests)
+        critic = self._critic()
+        rewards = critic.score(requests)
+        exact = truth.values[:, truth.aspects.index("exact")]
+        folder = self.out / "rl" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        captions = []
+        for index, record in enumerate(records[:24]):
+            requests[index].image.save(folder / f"{index:02d}.png")
+            critique = rewards.critiques[index] if rewards.critiques else None
+            captions.append({"prompt": record.prompt, "critique": critique.text if critique else ""})
+        (folder / "captions.json").write_text(json.dumps(captions, indent=2), encoding="utf-8")
+        clusters = torch.tensor([int(group, 16) % 2**62 for group in groups])
+        measured: dict[str, Any] = {"n": len(requests), "rewards": rewards.total, "truths": truth.total, "groups": groups}
+        for key, values in (("exact", exact), ("truth", truth.total), ("reward", rewards.total)):
+            scored = ~values.isnan()
+            measured[key] = float(values[scored].mean())
+            measured[f"{key}_ci95"] = list(clustered_bootstrap(values[scored], clusters[scored]))
+        return measured
+
+    def _heldout(self) -> list[PromptRecord]:
+        from rationalrewards.datamodules.readers import read_prompts
+
+        return read_prompts(self.out / "data" / "heldout" / "prompts.jsonl")
+
+    def _critic(self) -> Any:
+        from rationalrewards.components.chat import TransformersChat
+        from rationalrewards.components.rewards import CritiqueReward
+
+        chat = TransformersChat(str(self.out / "distill" / "critic"), batch_size=96)
+        reward = CritiqueReward(chat, rubric="shapes", max_tokens=256)
+        reward.load()
+        return reward
+
+    def _refine(self) -> dict[str, Any]:
+        import torch
+
+        from rationalrewards.components.critic import CritiqueRequest
+        from rationalrewards.components.metrics import clustered_bootstrap
+        from rationalrewards.components.records import Refinement, open_picture, read_jsonl
+        from rationalrewards.components.shapes.truth import ShapesTruth
+
+        self._command(
+            "predict",
+            "refine",
+            f"--model.init_args.options.seed={self.seed}",
+            f"--model.init_args.options.images_per_prompt={self.sizes.images_per_prompt}",
+        )
+        traces = read_jsonl(self.out / "refine" / "refinements.jsonl", Refinement)
+        requests = [CritiqueRequest(t.task, t.prompt, open_picture(t.candidates[t.chosen].image)) for t in traces]
+        truth = ShapesTruth().score(requests)
+        exact = truth.values[:, truth.aspects.index("exact")]
+        result: dict[str, Any] = {}
+        for arm in dict.fromkeys(trace.arm for trace in traces):
+            rows = torch.tensor([index for index, trace in enumerate(traces) if trace.arm == arm])
+            result[arm] = float(exact[rows].mean())
+            result[f"{arm}_ci95"] = list(clustered_bootstrap(exact[rows], torch.arange(len(rows))))
+            result[f"{arm}_images"] = sum(len(traces[i].candidates) for i in rows.tolist()) / len(rows)
+        base = {t.id: float(total) for t, total in zip(traces, truth.total, strict=True) if t.arm == "base"}
+        kept = {t.id: float(total) for t, total in zip(traces, truth.total, strict=True) if t.arm == "refine_keep_best"}
+        result["images_per_prompt"] = self.sizes.images_per_prompt
+        result["n"] = len(base)
+        result["harm_rate"] = sum(kept[key] < base[key] - 1e-6 for key in base) / len(base)
+        return result
+
+    # -- showing --------------------------------------------------------------------------------------------------------
+
+    def _report(self, summary: dict[str, Any]) -> None:
+        from rationalrewards.components.pages import Grid, report_page
+        from rationalrewards.components.records import Refinement, read_jsonl
+
+        lines = (self.out / "rl" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        grids = []
+        captions = {
+            when: json.loads((self.out / "rl" / when / "captions.json").read_text(encoding="utf-8")) for when in ("before", "after")
+        }
+        shown = range(min(12, len(captions["before"])))
+        pictures = {when: [self.out / "rl" / when / f"{i:02d}.png" for i in shown] for when in captions}
+        texts = {when: [captions[when][i]["critique"] for i in shown] for when in captions}
+        prompts = [captions["before"][i]["prompt"] for i in shown]
+        grids.append(
+            Grid("RL: base generator and trained generator, same noise", prompts, pictures["before"], pictures["after"], *texts.values())
+        )
+        traces = [t for t in read_jsonl(self.out / "refine" / "refinements.jsonl", Refinement) if t.arm == "refine_keep_best"][:12]
+        first, chosen = [t.candidates[0] for t in traces], [t.candidates[t.chosen] for t in traces]
+        grids.append(
+            Grid(
+                "Refinement: first picture and the one that was kept",
+                [trace.prompt for trace in traces],
+                [Path(candidate.image) for candidate in first],
+                [Path(candidate.image) for candidate in chosen],
+                [candidate.critique for candidate in first],
+                [candidate.critique for candidate in chosen],
+            )
+        )
+        page = report_page(summary, [json.loads(line) for line in lines], grids, list(SIMULATION))
+        (self.out / "report.html").write_text(page, encoding="utf-8")
+
+
+def _writer(name: str, folder: Path) -> dict[str, Any]:
+    return {"class_path": f"rationalrewards.callbacks.{name}", "init_args": {"output_dir": str(folder)}}
+
+
+def _number(value: float, missing: float) -> float | None:
+    return None if value != value else value
+
+
+def _peak_rss_gb() -> float:
+    """Peak resident memory of this process in GB (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The final table, as text."""
+    critic, rationales, rl, refine = (summary[key] for key in ("critic", "rationales", "rl", "refine"))
+
+    def rate(section: dict[str, Any], key: str) -> str:
+        low, high = section.get(f"{key}_ci95", (None, None))
+        interval = f"  [{low:.3f}, {high:.3f}]" if low is not None else ""
+        return f"{section[key]:.3f}{interval}"
+
+    rows = [
+        ("rationalize", f"{rationales['kept']} of {rationales['pairs']} pairs kept", f"{rationales['kept_rate']:.3f}"),
+        ("critic", f"accuracy on {critic['n_pairs']} held-out pairs", rate(critic, "pair_accuracy")),
+        ("", "accuracy before distillation", f"{critic['untrained_pair_accuracy']:.3f}"),
+        ("", "unscored", f"{critic['unscored_rate']:.3f}"),
+        ("", "within-group correlation with the truth", f"{critic['within_group_corr'] or float('nan'):.3f}"),
+        ("RL", f"exact match before ({rl['n']} pictures)", rate(rl, "exact_before")),
+        ("", f"exact match after {rl['updates']} updates", rate(rl, "exact_after")),
+        ("", "true reward before", rate(rl, "truth_before")),
+        ("", "true reward after", rate(rl, "truth_after")),
+        *[
+            ("refine" if arm == "base" else "", f"exact match, {arm} ({refine['n']} requests)", rate(refine, arm))
+            for arm in ("base", "best_of_n", "blind_rewrite", "refine_always_accept", "refine_keep_best")
+            if arm in refine
+        ],
+        ("", "harm rate of refine_keep_best", f"{refine['harm_rate']:.3f}"),
+        ("all", "minutes", f"{sum(summary['wall_seconds'].values()) / 60:.1f}"),
+        ("", "peak memory, GB", f"{summary['peak_rss_gb']:.2f}"),
+    ]
+    width = max(len(row[1]) for row in rows)
+    return "\n".join(f"{stage:<12} {what:<{width}}  {value}" for stage, what, value in rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse arguments, run the job, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m rationalrewards.quickstart", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder of everything (default: quickstart)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of everything (default: 42)")
+    for field in fields(Sizes):
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=field.default, help=f"{HELP[field.name]} (default: {field.default})")
+    parser.add_argument("--any-critic", action="store_true", help="run RL even on a critic without resolution (to try tiny sizes)")
+    options = vars(parser.parse_args(arguments))
+    # a waiting BLAS thread burns a core of two; torch does the heavy work here, and it has threads of its own
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    out, seed, any_critic = options.pop("out"), options.pop("seed"), options.pop("any_critic")
+    sys.argv = sys.argv[:1]  # LightningCLI warns when it is given arguments while the process has others
+    summary = Quickstart(out, seed, Sizes(**options), any_critic).run()
+    print(table(summary))
+    print(f"\nReport: {out / 'report.html'}   runs: mlflow ui --backend-store-uri sqlite:///{out / 'mlflow.db'}")
+
+
+if __name__ == "__main__":
+    main()

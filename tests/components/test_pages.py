@@ -1,0 +1,422 @@
+"""The pages hold what was recorded, whatever was recorded, and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rationalrewards.components.pages import Grid, Row, contact_sheet, gallery_page, histogram, report_page
+from rationalrewards.components.pages.charts import line_chart, ticks
+from rationalrewards.components.pages.markup import changed_words, escape, signed
+from rationalrewards.components.records import Candidate, Refinement
+from rationalrewards.components.shapes.drawing import draw
+from rationalrewards.components.shapes.scenes import Scene, Shape
+
+EVIL = [
+    "</script><script>alert(1)</script>",
+    '" onmouseover="alert(1)',
+    "'><img src=http://example.org/x.png onerror=alert(1)>",
+    "</details></li></main>",
+    "&lt;b&gt; &amp;amp; &#x27;",
+    "<!-- <svg/onload=alert(1)>",
+]
+VOID = {"img", "input", "meta"}
+
+
+class Page(HTMLParser):
+    """A page read back: elements in order with their attributes, own text and the classes around them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), f"<{tag}> repeats an attribute"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts[self.open[-1]][-1] += data
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError(f"a comment: {data}")
+
+    def all(self, tag: str, class_: str | None = None) -> list[dict[str, str | None]]:
+        return [
+            a
+            for name, a in self.elements
+            if name == tag and (class_ is None or class_ in (a.get("class") or "").split())
+        ]
+
+
+def check_closed(text: str) -> Page:
+    """What must hold for every page: well-formed, no way out, no code but ours."""
+    page = Page(text)
+    text.encode("utf-8")
+    for name, attributes in page.elements:
+        assert not [key for key in attributes if key.startswith("on")], (name, attributes)
+        assert (attributes.get("src") or "data:").startswith("data:image/") if "src" in attributes else True
+        assert (attributes.get("href") or "#").startswith("#")
+    (policy,) = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None and "default-src 'none'" in policy and "img-src data:" in policy
+    scripts = page.texts.get("script", [])
+    assert len(scripts) <= 1
+    for script in scripts:
+        # a browser runs a script only if its hash is the one that the policy names
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
+    return page
+
+
+def drawn(path: Path, colour: str = "red") -> str:
+    draw(Scene((Shape(colour, "circle"), None, None, None))).save(path)
+    return str(path)
+
+
+def candidate(image: str, reward: float | None, **changes: object) -> Candidate:
+    base = Candidate(0, "red circle top left", image, "It is red.", reward, "" if reward is not None else "cut off")
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Refinement:
+    first = candidate(
+        drawn(tmp_path / "a.png", "blue"), 0.25, aspects={"text_faithfulness": 2.5, "text_rendering": None}
+    )
+    second = candidate(drawn(tmp_path / "b.png"), 0.75, round=1, request="a sharp red circle top left")
+    return Refinement("p1", "t2i", "red circle top left", "refine", (first, second), 1, "threshold met")
+
+
+def pixels(attributes: dict[str, str | None]) -> Image.Image:
+    source = attributes["src"]
+    assert source is not None
+    with Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) as image:
+        return image.convert("RGB")
+
+
+def test_gallery_holds_the_pictures_exactly(record: Refinement) -> None:
+    page = check_closed(gallery_page([record], "title"))
+    images = page.all("img")
+    assert len(images) == 2
+    for attributes, made in zip(images, record.candidates, strict=True):
+        with Image.open(made.image) as original:
+            assert pixels(attributes).tobytes() == original.tobytes()
+        assert attributes["class"] == "pixels"
+
+
+def test_gallery_shows_scores_gain_choice_and_stop(record: Refinement) -> None:
+    text = gallery_page([record], "title")
+    page = check_closed(text)
+    (section,) = page.all("section", "arm")
+    assert section["data-arm"] == "refine" and section["data-scored"] == "all"
+    assert float(section["data-gain"] or "nan") == pytest.approx(0.5)
+    assert [("chosen" in (a["class"] or "").split()) for a in page.all("li", "candidate")] == [False, True]
+    # 2.5 is half-way between 1 and 4; an aspect without a score has an empty bar
+    assert [a["style"] for a in page.all("i")] == ["width:50.0%"]
+    assert "threshold met" in text and "gain +0.500" in text and "It is red." in text
+    assert page.texts["ins"] == ["a sharp"]
+    assert page.texts["pre"] == ["It is red.", "It is red."]
+
+
+def test_gallery_without_a_choice_or_a_score(record: Refinement, tmp_path: Path) -> None:
+    lost = candidate(str(tmp_path / "gone.png"), None, unscored="no closing tag")
+    text = gallery_page([dataclasses.replace(record, candidates=(lost,), chosen=-1)], "title")
+    page = check_closed(text)
+    (section,) = page.all("section", "arm")
+    assert section["data-gain"] == "" and section["data-scored"] == "some"
+    # -1 must not mark Python's last candidate
+    assert not page.all("li", "chosen")
+    assert "nothing chosen" in text and "unscored: no closing tag" in text
+    assert "gone.png does not exist" in text
+
+
+def test_gallery_groups_arms_of_one_request(record: Refinement, tmp_path: Path) -> None:
+    other_source = dataclasses.replace(record, task="edit", sources=(drawn(tmp_path / "s.png"),))
+    records = [record, dataclasses.replace(record, arm="base"), other_source]
+    page = check_closed(gallery_page(records, "title"))
+    assert [a["data-arm"] for a in page.all("section", "arm")] == ["refine", "base", "refine"]
+    # equal ids and prompts on different sources are different requests
+    assert len(page.all("article")) == 2
+    assert [a["value"] for a in page.all("option")][:3] == ["", "refine", "base"]
+
+
+def test_an_empty_gallery_is_a_page() -> None:
+    check_closed(gallery_page([], "nothing yet"))
+
+
+def test_large_pictures_are_reduced(record: Refinement, tmp_path: Path) -> None:
+    Image.effect_noise((900, 600), 40).save(tmp_path / "large.png")
+    large = dataclasses.replace(record, candidates=(candidate(str(tmp_path / "large.png"), 0.5),), chosen=0)
+    (image,) = check_closed(gallery_page([large], "title", max_side=300)).all("img")
+    assert pixels(image).size == (300, 200)
+    assert image["class"] is None if "class" in image else True
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_text_from_outside_stays_text(evil: str, record: Refinement) -> None:
+    def with_text(text: str) -> Refinement:
+        aspects = {text: 2.0}
+        made = [
+            dataclasses.replace(c, request=text, critique=text, aspects=aspects, reward=None, unscored=text)
+            for c in record.candidates
+        ]
+        return dataclasses.replace(record, id=text, prompt=text, arm=text, stop=text, candidates=tuple(made))
+
+    harmless, hostile = (Page(gallery_page([with_text(text)], text)) for text in ("harmless", evil))
+    check_closed(gallery_page([with_text(evil)], evil))
+    # the same elements in the same order: nothing of the text became markup
+    assert [name for name, _ in hostile.elements] == [name for name, _ in harmless.elements]
+    assert hostile.texts["pre"] == [evil, evil]
+    assert hostile.texts["title"] == [evil]
+    assert [a["data-arm"] for a in hostile.all("section")] == [evil]
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_text_in_a_report_stays_text(evil: str, tmp_path: Path) -> None:
+    def report(text: str) -> str:
+        picture = Path(drawn(tmp_path / "a.png"))
+        grid = Grid(text, [text], [picture], [tmp_path / "gone.png"], [text], [text])
+        summary = {
+            "seed": text,
+            "wall_seconds": {text: 1.0},
+            "critic": {text: 0.5, "aspect_mae": {text: 0.1}},
+            text: text,
+        }
+        return report_page(summary, [{"step": 0, f"train/{text}": 1.0}], [grid], [text])
+
+    page = check_closed(report(evil))
+    assert [name for name, _ in page.elements] == [name for name, _ in Page(report("harmless")).elements]
+
+
+def test_characters_that_html_cannot_hold() -> None:
+    assert escape("a\ud800b\x00c\x9bd\r\ne\tf") == "a\ufffdb\ufffdc\ufffdd\ne\tf"
+
+
+@given(st.text())
+def test_escaped_text_reads_back(text: str) -> None:
+    page = Page(f"<p>{escape(text)}</p>")
+    expected = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", text.replace("\r\n", "\n"))
+    assert page.texts["p"] == [expected]
+
+
+WORDS = st.lists(st.sampled_from(["red", "blue", "circle", ",", ";", "at the", "<b>", "  "]), max_size=8).map(" ".join)
+
+
+@given(WORDS, WORDS)
+def test_changes_tell_both_requests(original: str, text: str) -> None:
+    marked = changed_words(original, text)
+    new = Page(f"<p>{re.sub('<del>.*?</del>', '', marked)}</p>")
+    old = Page(f"<p>{re.sub('<ins>.*?</ins>', '', marked)}</p>")
+
+    def joined(page: Page) -> str:
+        return "".join("".join(found) for found in page.texts.values())
+
+    # text of nested elements comes apart when read back, so compare the letters, not their order between elements
+    assert sorted(joined(new).replace(" ", "")) == sorted(text.replace(" ", ""))
+    assert sorted(joined(old).replace(" ", "")) == sorted(original.replace(" ", ""))
+
+
+def test_changes_mark_whole_passages() -> None:
+    marked = changed_words(
+        "red circle top left, blue square", "a sharp picture: red circle at the top left, blue square"
+    )
+    assert marked == "<ins>a sharp picture:</ins> red circle <ins>at the</ins> top left, blue square"
+    assert changed_words("turn it red", "turn it green") == "turn it <del>red</del><ins>green</ins>"
+
+
+def test_signs() -> None:
+    assert [signed(value) for value in (0.12, -0.05, 0.0, -0.0001)] == ["+0.120", "\u22120.050", "±0.000", "±0.000"]
+
+
+# -- report
+
+CRITIC = {
+    "pair_accuracy": 0.934,
+    "pair_accuracy_ci95": [0.912, 0.953],
+    "n_pairs": 512,
+    "unscored_rate": {"value": 0.004, "ci95": [0.001, 0.012], "n": 1024},
+    "untrained_pair_accuracy": 0.497,
+    "within_group_corr": -0.052,
+    "aspect_mae": {"text_faithfulness": 0.31},
+}
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Every table row: heading to cell texts."""
+    found = {}
+    for row in re.findall(r"<tr>(.*?)</tr>", text, flags=re.S):
+        heads = re.findall(r"<th[^>]*>(.*?)</th>", row)
+        cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+        if len(heads) == 1:
+            found[heads[0]] = [re.sub("<.*?>", "", cell) for cell in cells]
+    return found
+
+
+def test_report_shows_values_intervals_and_numbers() -> None:
+    text = report_page({"critic": CRITIC, "seed": 7}, [], [], ["The teacher is a simulation."])
+    check_closed(text)
+    table = rows(text)
+    assert table["Pair accuracy"][:3] == ["93.4 %", "91.2 to 95.3 %", "512"]
+    assert table["Unscored"][:3] == ["0.4 %", "0.1 to 1.2 %", "1\u202f024"]
+    assert table["Correlation with the truth within groups"][:2] == ["\u22120.052", ""]
+    assert table["Text faithfulness"][0] == "0.31"
+    assert "The teacher is a simulation." in text and "Seed 7" in text
+    # the first tile: 93.4 - 49.7
+    assert "+43.7 points" in text
+
+
+def test_what_was_not_measured_is_said() -> None:
+    text = report_page({}, [], [], [])
+    check_closed(text)
+    table = rows(text)
+    named = ["Pair accuracy", "Unscored", "Kept", "Share kept", "Exact match after", "Updates", "Best of N", "Harmed"]
+    assert [table[name][0] for name in named] == ["not measured"] * len(named)
+    undefined = rows(report_page({"critic": {"within_group_corr": math.nan, "pair_accuracy": None}}, [], [], []))
+    assert undefined["Correlation with the truth within groups"][0] == "not measured"
+    assert undefined["Pair accuracy"][0] == "not measured"
+
+
+def test_figures_beyond_the_contract_are_shown() -> None:
+    rationales = {
+        "pairs": 10,
+        "flipped_pass_rate": 0.0625,
+        "flipped_pass_rate_ci95": [0.04, 0.09],
+        "reasons": {"parse": {"early": 3}},
+    }
+    refine = {"base": {"exact": 0.5, "exact_ci95": [0.4, 0.6], "truth": 0.61, "n": 80}, "note": "text"}
+    summary = {"rationales": rationales, "refine": refine, "threads": 2}
+    table = rows(report_page(summary, [], [], []))
+    assert table["Flipped pass rate"][:2] == ["6.2 %", "4.0 to 9.0 %"]
+    assert table["Parse · early"][0] == "3"
+    assert table["Base · exact"][:3] == ["50.0 %", "40.0 to 60.0 %", "80"]
+    assert table["Base · truth"][0] == "0.61"
+    assert (table["Note"][0], table["Threads"][0]) == ("text", "2")
+
+
+def test_raw_figures_read_back() -> None:
+    summary = {"critic": CRITIC, "odd": "</pre>"}
+    page = check_closed(report_page(summary, [], [], []))
+    assert json.loads(page.texts["pre"][0]) == summary
+
+
+def test_curves_of_a_history() -> None:
+    history = [
+        {
+            "step": step,
+            "epoch": step,
+            "train/reward": 0.1 * step,
+            "train/truth": None if step == 2 else 0.5,
+            "train/loss": 1.0,
+        }
+        for step in range(5)
+    ]
+    page = check_closed(report_page({}, history, [], []))
+    curves = [a["d"] or "" for a in page.all("path", "curve")]
+    # reward, truth with a gap, and loss among the further curves
+    assert [(d.count("M"), d.count("L")) for d in curves] == [(1, 4), (2, 2), (1, 4)]
+    labels = [a["aria-label"] for a in page.all("svg") if a.get("role") == "img"]
+    assert labels[0] == "Reward of the critic, and the truth: Reward from 0 to 0.4; Truth from 0.5 to 0.5"
+
+
+def test_a_chart_is_true_to_scale() -> None:
+    chart = line_chart("t", {"a": [(0.0, 0.0), (5.0, 0.25), (10.0, 1.0)]}, (0.0, 1.0))
+    (path,) = re.findall(r'<path d="(.*?)"', chart)
+    (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, point.split())) for point in re.split("[ML]", path)[1:]]
+    # coordinates are written with one digit after the point, so differences are off by at most 0.1
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
+    assert y0 - y1 == pytest.approx(0.25 * (y0 - y2), abs=0.15)
+
+
+def test_charts_of_hardly_anything() -> None:
+    for points in ([], [(3.0, 0.5)], [(0.0, math.nan), (1.0, math.inf)]):
+        assert Page(line_chart("t", {"a": points})).all("svg")
+
+
+@given(
+    st.floats(-1e6, 1e6, allow_nan=False),
+    st.floats(1e-3, 1e6, allow_nan=False),
+    st.integers(2, 8),
+)
+def test_ticks_span_the_range_evenly(low: float, width: float, count: int) -> None:
+    high = low + width
+    found = ticks(low, high, count)
+    step = found[1] - found[0]
+    # a tick is index * step: relative error of one rounding, and the slack of 1e-9 steps that ticks() allows itself
+    slack = 1e-8 * step + 1e-9 * abs(high)
+    assert found[0] <= low + slack and found[-1] >= high - slack
+    assert all(b - a == pytest.approx(step, rel=1e-4) for a, b in pairwise(found))
+    # steps grow by 2.5 at most, and both ends may stick out
+    assert count / 2.5 - 1 <= len(found) <= count + 3
+
+
+def test_grid_pictures_and_captions(tmp_path: Path) -> None:
+    before, after = Path(drawn(tmp_path / "a.png", "red")), Path(drawn(tmp_path / "b.png", "blue"))
+    long = "asked: red; seen: blue; bad. " * 10
+    text = report_page({}, [], [Grid("RL", ["red circle"], [before], [after], ["short"], [long])], [])
+    page = check_closed(text)
+    red, blue = (pixels(attributes) for attributes in page.all("img"))
+    with Image.open(before) as first, Image.open(after) as second:
+        assert (red.tobytes(), blue.tobytes()) == (first.tobytes(), second.tobytes())
+    assert "short" in text and long in text
+    # the long one is folded, beside the raw figures
+    assert len(page.all("details")) == 2
+
+
+def test_a_grid_of_unequal_lists_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"grid 'RL': 2 prompts but 1 in after"):
+        Grid("RL", ["a", "b"], [Path("a"), Path("b")], [Path("a")])
+
+
+# -- pictures for a log
+
+
+def test_contact_sheet_keeps_pixels_square() -> None:
+    image = Image.new("RGB", (32, 32), (255, 0, 0))
+    image.putpixel((0, 0), (0, 0, 255))
+    sheet = contact_sheet([Row("request", [image, image], ["0.50", "unscored"])], side=96)
+    blue = [(x, y) for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) == (0, 0, 255)]
+    # 96 / 32 = 3: one pixel becomes 3 x 3, in each of the two tiles
+    assert len(blue) == 2 * 9
+    with pytest.raises(ValueError, match="2 pictures but 1 captions in row 'r'"):
+        Row("r", [image, image], ["0.5"])
+
+
+def test_contact_sheet_takes_any_size_and_text() -> None:
+    wide, tall = Image.new("L", (700, 100), 10), Image.new("RGBA", (1, 300), (0, 0, 0, 255))
+    sheet = contact_sheet([Row("x" * 500, [wide, tall], ["\n" * 5, "0.1 " * 99]), Row("", [], [])], side=64)
+    assert sheet.mode == "RGB"
+    assert contact_sheet([]).size[0] > 0
+
+
+def test_histogram_bars_have_the_heights_of_their_counts() -> None:
+    image = histogram([0.1] * 4 + [0.9] * 2 + [math.nan], "reward", bounds=(0.0, 1.0), bins=10)
+    heights = [sum(image.getpixel((x, y)) == (11, 98, 196) for y in range(image.height)) for x in range(image.width)]
+    counts = sorted({height for height in heights if height})
+    assert len(counts) == 2
+    # the baseline and rounding of the lower bar may take one pixel each
+    assert counts[0] == pytest.approx(counts[1] / 2, abs=2)
+    histogram([], "nothing scored")
+    histogram([0.5], "one")
