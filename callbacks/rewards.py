@@ -80,15 +80,17 @@ class RewardLogging(Callback):
 
     Logged for every rollout: ``train/aspect/<name>`` and ``train/aspect_std/<name>`` (mean and population standard
     deviation of an aspect, over the scored pictures of all processes that it applies to) and ``train/starved_groups``
-    (share of groups with too few scored members). The module itself logs the total reward, its spread, and the shares of
-    unscored pictures and flat groups.
+    (share of groups with too few scored members). The module itself logs the total reward, its spread, and the shares
+    of unscored pictures and flat groups.
 
-    With an ``MLFlowLogger`` also, below ``rollouts/``: the first process's pictures with their rewards (PNG), a table of
-    prompts, rewards, critiques and reasons (JSON that MLflow shows as a table), and a histogram of all rewards (PNG).
+    With an ``MLFlowLogger`` also, below ``rollouts/``: the first process's pictures with their rewards (PNG), a table
+    of prompts, rewards, critiques and reasons (JSON that MLflow shows as a table), a histogram of all rewards (PNG).
 
     Args:
         output_dir: Folder of ``history.jsonl``; None writes none. A run that is resumed goes on with the file, less the
-            epochs that it repeats; a fresh run starts it anew.
+            epochs that it repeats; a fresh run starts it anew. Let checkpoints be written at the end of epochs
+            (``ModelCheckpoint(save_on_train_epoch_end=True)``): from one written earlier, after validation, Lightning
+            resumes without what the epoch had logged.
         every_n_epochs: How often pictures, table and histogram are logged.
         max_groups: Most groups in the picture.
         max_copies: Most pictures of a group in it, best first.
@@ -114,8 +116,14 @@ class RewardLogging(Callback):
         self._logged, self._open, self._closed = None, False, {}
         if self._writes(trainer):
             assert self.history is not None
-            done = _epochs_done(trainer)
-            self._lines = [line for line in read_history(self.history) if line["epoch"] < done] if done else []
+            epoch, step = trainer.current_epoch, trainer.global_step
+            # checkpoints written after validation, and all where only `max_steps` is given, resume at the end of an
+            # epoch, whose line may be there and still holds
+            self._lines = [
+                line
+                for line in (read_history(self.history) if step else ())
+                if line["epoch"] < epoch or (line["epoch"], line["step"]) == (epoch, step)
+            ]
             self._write()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,9 +143,11 @@ class RewardLogging(Callback):
             if run is not None:
                 self._show(*run, rollout, numbers)
         if self._writes(trainer):
-            self._lines.append(
-                {"epoch": _epochs_done(trainer) - 1, "step": trainer.global_step, **self._fresh(trainer)}
-            )
+            line = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+            if self._lines and self._lines[-1]["epoch"] == line["epoch"]:
+                # the end of an epoch that the last run had ended too: what was logged before lives in its line only
+                line = self._lines.pop() | line
+            self._lines.append(line | self._fresh(trainer))
             self._open = True
             self._write()
 
@@ -207,11 +217,6 @@ class RewardLogging(Callback):
         return contact_sheet(rows, side=112)
 
 
-def _epochs_done(trainer: Trainer) -> int:
-    """Epochs whose batches are through; unlike ``current_epoch`` it does not lag after a resume under ``max_steps``."""
-    return trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-
-
 def _of_all_processes(numbers: _Numbers, world_size: int) -> _Numbers:
     """The scores of all processes together; a mean of means would weigh a process with few scored pictures too much."""
     if world_size == 1:
@@ -264,8 +269,8 @@ def _table(rollout: Rollout) -> dict[str, Sequence[Any]]:
 def _log_table(client: MlflowClient, run_id: str, columns: dict[str, Sequence[Any]], path: str) -> None:
     """What ``client.log_table`` writes, but writing again replaces the rows, and the run's tag stays short.
 
-    ``log_table`` appends to a table that exists, so that a resumed epoch would be there twice, and names every table in one
-    tag of limited length, so that a long run would end in an error. Here the oldest tables leave the tag; the files stay.
+    ``log_table`` appends to a table that exists, so that a resumed epoch would be there twice, and names every table
+    in one tag of limited length, so that a long run would end in an error. Here the oldest leave the tag; files stay.
     """
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     client.log_text(run_id, json.dumps({"columns": list(columns), "data": rows}, ensure_ascii=False), path)

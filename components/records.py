@@ -392,7 +392,7 @@ def read_jsonl(path: str | Path, kind: type[R]) -> list[R]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give the path of a .jsonl file with one {kind.__name__} a line")
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -35,9 +35,17 @@ class BatchPlan(DistributedSampler, Generic[T]):  # type: ignore[type-arg]
         self.plan = plan
         self.length = length
         self.epoch = 0
+        self.done = (-1, 0)
+        """Epoch of a resume, and how many of its batches were given before."""
+
+    @property
+    def skipped(self) -> int:
+        """How many batches of the current epoch were given before a resume."""
+        epoch, batches = self.done
+        return batches if epoch == self.epoch else 0
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
-        return iter(self.plan(self.epoch, *world()))
+        return iter(self.plan(self.epoch, *world())[self.skipped :])
 
     def __len__(self) -> int:
         return self.length(world()[1])
@@ -61,9 +69,37 @@ class Identity(Dataset[T]):
         return self.length
 
 
-def planned_loader(plan: BatchPlan[Any], fetch: Callable[[Any], Any], num_workers: int = 0) -> DataLoader[Any]:
-    """A loader of whole batches in the plan's order."""
-    return DataLoader(Identity(fetch, len(plan)), batch_size=None, sampler=plan, num_workers=num_workers)
+class PlannedLoader(DataLoader[Any]):
+    """A loader of whole batches in the plan's order, which goes on where it was when a run is resumed in the middle of an epoch.
+
+    Lightning keeps ``state_dict`` in its checkpoints and hands it back before the first batch.
+
+    Args:
+        plan: What to give, and when.
+        fetch: Makes a batch of what the plan yields.
+        num_workers: Processes that fetch ahead.
+    """
+
+    def __init__(self, plan: BatchPlan[Any], fetch: Callable[[Any], Any], num_workers: int = 0) -> None:
+        super().__init__(Identity(fetch, len(plan)), batch_size=None, sampler=plan, num_workers=num_workers)
+        self.batches = plan
+        self._given = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator, so that nothing is planned or fetched before the first batch is wanted: after a resume Lightning makes
+        # the iterator before it tells the plan its epoch.
+        self._given = self.batches.skipped
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches were given."""
+        return {"epoch": self.batches.epoch, "given": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Leave out what was given before, should that epoch go on."""
+        self.batches.done = (state["epoch"], state["given"])
 
 
 def length_grouped(lengths: Sequence[float], batch_size: int, seed: int, epoch: int, pool: int = 16) -> list[list[int]]:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from rationalrewards.components.generation.noise import seed_for
 from rationalrewards.components.records import PromptRecord
 
-from .batches import BatchPlan, planned_loader
+from .batches import BatchPlan, PlannedLoader
 from .readers import read_prompts
 
 
@@ -140,7 +140,7 @@ class PromptDataModule(LightningDataModule):
         def count(processes: int) -> int:
             return self.groups_per_epoch // processes * self.group_size // self.batch_size * self.visits
 
-        return planned_loader(BatchPlan(self.batches, count), lambda batch: batch)
+        return PlannedLoader(BatchPlan(self.batches, count), lambda batch: batch)
 
     def _plain(self, path: str | None, name: str) -> DataLoader[Any]:
         if path is None:

@@ -14,7 +14,7 @@ from rationalrewards.components.critique.formats import Message
 from rationalrewards.components.generation.noise import seed_for
 from rationalrewards.components.records import Preference, Rationale, open_picture, read_jsonl
 
-from .batches import BatchPlan, length_grouped, planned_loader
+from .batches import BatchPlan, length_grouped, PlannedLoader
 from .readers import read_preferences
 
 
@@ -148,7 +148,7 @@ class RationaleDataModule(LightningDataModule):
         def count(processes: int) -> int:
             return -(-len(self.rows) // self.batch_size) // processes
 
-        return planned_loader(BatchPlan(plan, count), self._fetch, self.num_workers)
+        return PlannedLoader(BatchPlan(plan, count), self._fetch, self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """First the rationales (teacher-forced loss), then the preference pairs (generated accuracy); either may be empty."""

@@ -139,6 +139,7 @@ class RewardRLModule(RewardsModule):
         self._base = _fingerprint(self.generator.denoiser)
         self.generator.prepare_training(self.seed)
         self.denoiser = self.generator.denoiser
+        self.denoiser.train()
         self.reward.load()
         if self.witness is not None:
             self.witness.load()
@@ -164,6 +165,8 @@ class RewardRLModule(RewardsModule):
                 f"a round has {batches} batches, which accumulate_grad_batches {accumulate} does not divide; nearest legal: {legal}"
             )
         self._to_device()
+        if self.trainer.fit_loop.restarted_mid_epoch:  # Lightning leaves out on_train_epoch_start: sample the same round again
+            self.on_train_epoch_start()
 
     def on_validation_start(self) -> None:
         """Move everything to this rank's device."""
@@ -231,29 +234,37 @@ class RewardRLModule(RewardsModule):
         return (self.seed, self.current_epoch, record.id, copy, purpose, step)
 
     def _log_rollout(self, rollout: Rollout) -> None:
-        scored = rollout.rewards.total[rollout.rewards.valid]
-        n = len(rollout.images)
+        """Log the round's numbers over the pictures of all processes: a mean of means would weigh them unequally."""
+        total = _of_all_processes(rollout.rewards.total.cpu())
+        scored = total[~total.isnan()]
         values = {
             "train/reward": scored.mean() if len(scored) else torch.tensor(float("nan")),
-            "train/reward_std": rollout.advantages.group_std.nanmean(),
-            "train/unscored_rate": 1.0 - len(scored) / n,
+            "train/reward_std": _of_all_processes(rollout.advantages.group_std.cpu()).nanmean(),
+            "train/unscored_rate": 1.0 - len(scored) / len(total),
             "train/flat_groups": rollout.advantages.flat / rollout.advantages.groups,
         }
         if rollout.witness is not None:
-            values["train/truth"] = rollout.witness.total.nanmean()
+            values["train/truth"] = _of_all_processes(rollout.witness.total.cpu()).nanmean()
             if "exact" in rollout.witness.aspects:
-                values["train/exact"] = rollout.witness.values[:, rollout.witness.aspects.index("exact")].nanmean()
-            values["train/within_group_corr"] = within_group_correlation(
-                rollout.rewards.total, rollout.witness.total, rollout.groups
-            )
+                column = rollout.witness.aspects.index("exact")
+                values["train/exact"] = _of_all_processes(rollout.witness.values[:, column].cpu()).nanmean()
+            values["train/within_group_corr"] = self._correlation(rollout)
         for name, value in values.items():
-            self.log(name, float(value), prog_bar=name in ("train/reward", "train/truth"), sync_dist=True, batch_size=n)
+            self.log(name, float(value), prog_bar=name in ("train/reward", "train/truth"), sync_dist=True, batch_size=len(total))
+
+    def _correlation(self, rollout: Rollout) -> float:
+        """Within-group correlation of reward and witness over all processes."""
+        assert rollout.witness is not None
+        groups = torch.tensor([int(group, 16) % 2**62 for group in rollout.groups])
+        parts = (rollout.rewards.total.cpu(), rollout.witness.total.cpu(), groups)
+        first, second, identity = (_of_all_processes(part) for part in parts)
+        return within_group_correlation(first, second, [str(group) for group in identity.tolist()])
 
     def _check_resolution(self, rollout: Rollout, requests: Sequence[CritiqueRequest]) -> None:
-        """Refuse a reward that is noise inside groups."""
+        """Refuse a reward that is noise inside groups: all processes decide alike, on the pictures of all."""
         assert self.min_resolution is not None
         if rollout.witness is not None:
-            found = within_group_correlation(rollout.rewards.total, rollout.witness.total, rollout.groups)
+            found = self._correlation(rollout)
             if not found >= self.min_resolution:
                 raise NoResolutionError(
                     f"the reward's within-group correlation with the witness is {found:.2f}, below min_resolution "
@@ -265,7 +276,7 @@ class RewardRLModule(RewardsModule):
             CritiqueRequest(r.task, other.prompt, r.image, r.sources)
             for r, other in zip(requests, [*requests[len(requests) // 2 :], *requests[: len(requests) // 2]], strict=True)
         ]
-        gap = rollout.rewards.total - self.reward.score(shifted).total
+        gap = _of_all_processes((rollout.rewards.total - self.reward.score(shifted).total).cpu())
         gap = gap[~gap.isnan()]
         if len(gap) < 2 or float(gap.mean()) <= 2.0 * float(gap.std()) / len(gap) ** 0.5:
             raise NoResolutionError(
@@ -393,6 +404,15 @@ class RewardRLModule(RewardsModule):
             raise ValueError(f"the checkpoint lacks {len(missing)} adapter weights, first {missing[0]!r}; other LoRA settings?")
         self._skipped = stored["skipped"]
         self._checked_resolution = stored["checked_resolution"]
+
+
+def _of_all_processes(values: Tensor) -> Tensor:
+    """One tensor ``[n]`` of every process's, equally long on all: a round is shared out evenly."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return values
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, values)
+    return torch.cat(gathered)
 
 
 def _fingerprint(module: torch.nn.Module) -> str:

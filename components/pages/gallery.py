@@ -122,7 +122,7 @@ def gallery_page(refinements: Sequence[Refinement], title: str, max_side: int = 
     pictures = sum(len(record.candidates) for record in refinements)
     body = join(
         tag("h1", title),
-        tag("p", f"{len(requests)} requests, {len(arms)} arms, {pictures} pictures.", class_="quiet"),
+        tag("p", f"Requests: {len(requests)} · arms: {len(arms)} · pictures: {pictures}", class_="quiet"),
         _overview(refinements, arms),
         tag(
             "p",
@@ -153,7 +153,9 @@ def _overview(refinements: Sequence[Refinement], arms: Sequence[str]) -> Html:
             str(sum(value < 0 for _, value in pairs)),
             f"{unscored} of {sum(len(record.candidates) for record in records)}",
         ]
-        rows.append(tag("tr", tag("th", arm, scope="row"), *(tag("td", number, class_="number") for number in numbers)))
+        rows.append(
+            tag("tr", tag("th", words(arm), scope="row"), *(tag("td", number, class_="number") for number in numbers))
+        )
     heads = ("Requests", "Compared", "First reward", "Chosen reward", "Gain", "Made worse", "Unscored pictures")
     head = tag("tr", tag("th", "Arm", scope="col"), *(tag("th", name, scope="col", class_="number") for name in heads))
     return scrolling("Mean rewards by arm", tag("table", tag("thead", head), tag("tbody", *rows)))
@@ -166,7 +168,7 @@ def _filters(arms: Sequence[str]) -> Html:
 
     return tag(
         "form",
-        select("arm", "Arm", [("", "All arms"), *((arm, arm) for arm in arms)]),
+        select("arm", "Arm", [("", "All arms"), *((arm, words(arm)) for arm in arms)]),
         select("show", "Scores", [("all", "All"), ("some", "With unscored pictures"), ("scored", "Fully scored")]),
         select(
             "order",
@@ -218,7 +220,7 @@ def _arm(record: Refinement, max_side: int) -> Html:
         "section",
         tag(
             "header",
-            tag("h3", record.arm),
+            tag("h3", words(record.arm)),
             outcome,
             tag("span", f"gain {signed(gain)}", class_=mood)
             if gain is not None
@@ -260,7 +262,9 @@ def _candidate(record: Refinement, candidate: Candidate, number: int, total: int
     )
     return tag(
         "li",
-        picture(candidate.image, f"{record.arm}, picture {number} of {total} for: {candidate.request}", max_side),
+        picture(
+            candidate.image, f"{words(record.arm)}, picture {number} of {total} for: {candidate.request}", max_side
+        ),
         tag("div", f"{number} of {total} · round {candidate.round}", class_="line quiet"),
         reward,
         tag("div", *(_aspect(key, value) for key, value in candidate.aspects.items()), class_="aspects")

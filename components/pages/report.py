@@ -46,44 +46,52 @@ class Grid:
 
 @dataclass(frozen=True)
 class _Figure:
-    """One figure of the contract: its key, what it is called and how it is written."""
+    """One figure: its key, what it is called, how it is written, and which key holds the number of cases behind it."""
 
     key: str
     label: str
     kind: Kind
+    n: str = ""
     optional: bool = False
 
 
 _CRITIC = (
     _Figure("untrained_pair_accuracy", "Pair accuracy before training", "share"),
-    _Figure("pair_accuracy", "Pair accuracy", "share"),
+    _Figure("pair_accuracy", "Pair accuracy", "share", "n_pairs"),
     _Figure("n_pairs", "Held-out pairs", "count"),
-    _Figure("unscored_rate", "Unscored", "share"),
+    _Figure("unscored_rate", "Unscored", "share", "n_pairs"),
+    _Figure("tie_rate", "Ties", "share", "n_pairs", optional=True),
+    _Figure("untrained_unscored_rate", "Unscored before training", "share", "untrained_pair_accuracy_n", optional=True),
     _Figure("within_group_corr", "Correlation with the truth within groups", "unit"),
 )
 _RATIONALES = (
     _Figure("pairs", "Preference pairs", "count"),
     _Figure("anchored", "Anchored rationales", "count"),
     _Figure("kept", "Kept", "count"),
-    _Figure("kept_rate", "Share kept", "share"),
+    _Figure("kept_rate", "Share kept", "share", "pairs"),
+    _Figure("right_label_pass_rate", "Right labels that pass", "share", "pairs", optional=True),
+    _Figure("wrong_label_pass_rate", "Wrong labels that pass (control)", "share", "control_pairs", optional=True),
+    _Figure("control_pairs", "Control pairs", "count", optional=True),
 )
 _RL = (
-    _Figure("exact_before", "Exact match before", "share"),
-    _Figure("exact_after", "Exact match after", "share"),
-    _Figure("truth_before", "True reward before", "unit"),
-    _Figure("truth_after", "True reward after", "unit"),
-    _Figure("reward_before", "Critic's reward before", "unit"),
-    _Figure("reward_after", "Critic's reward after", "unit"),
+    _Figure("exact_before", "Exact match before", "share", "n"),
+    _Figure("exact_after", "Exact match after", "share", "n"),
+    _Figure("truth_before", "True reward before", "unit", "n"),
+    _Figure("truth_after", "True reward after", "unit", "n"),
+    _Figure("reward_before", "Critic's reward before", "unit", "n"),
+    _Figure("reward_after", "Critic's reward after", "unit", "n"),
+    _Figure("within_group_corr", "Correlation of both within groups, before", "unit", "n", optional=True),
     _Figure("updates", "Updates", "count"),
+    _Figure("n_prompts", "Held-out prompts", "count", optional=True),
 )
 _REFINE = (
-    _Figure("base", "Base", "share"),
-    _Figure("best_of_n", "Best of N", "share"),
-    _Figure("blind_rewrite", "Blind rewrite", "share"),
-    _Figure("refine_always_accept", "Refine, always accept", "share", optional=True),
-    _Figure("refine_keep_best", "Refine, keep best", "share"),
+    _Figure("base", "Base", "share", "n"),
+    _Figure("best_of_n", "Best of N", "share", "n"),
+    _Figure("blind_rewrite", "Blind rewrite", "share", "n"),
+    _Figure("refine_always_accept", "Refine, always accept", "share", "n", optional=True),
+    _Figure("refine_keep_best", "Refine, keep best", "share", "n"),
     _Figure("images_per_prompt", "Pictures per prompt", "count"),
-    _Figure("harm_rate", "Harmed", "share"),
+    _Figure("harm_rate", "Harmed", "share", "n"),
 )
 
 _STYLE = (
@@ -127,9 +135,10 @@ def report_page(
 
     Args:
         summary: The figures, as in ``summary.json``. Beside a figure ``x`` of a section its 95 % interval is read from
-            ``x_ci95`` (``[low, high]``) and its number of cases from ``x_n``, else from the section's ``n_pairs``,
-            ``n_prompts`` or ``n``; or ``x`` is itself ``{"value", "ci95", "n"}``. Missing figures are shown as
-            "not measured", further ones under their own names.
+            ``x_ci95`` (``[low, high]``) and its number of cases from ``x_n``; or ``x`` is itself
+            ``{"value", "ci95", "n"}``. Without ``x_n`` the figures known here take the section's ``n`` (``rl``,
+            ``refine``), ``n_pairs`` (``critic``) or ``pairs`` (``rationales``). Missing figures are shown as "not
+            measured", further ones under their own names.
         history: What was logged during RL, one mapping per epoch with ``step`` (or ``epoch``). Missing and null values
             are gaps.
         grids: Pictures before and after.
@@ -188,22 +197,19 @@ def _number(value: Any) -> float | None:
     return None
 
 
-def _measured(section: Mapping[str, Any], key: str) -> _Measured:
+def _measured(section: Mapping[str, Any], key: str, n_key: str = "") -> _Measured:
     """A figure with what stands beside it; see :func:`report_page`."""
     value, bounds, n = section.get(key), section.get(f"{key}_ci95"), section.get(f"{key}_n")
     if isinstance(value, Mapping) and "value" in value:
         bounds, n, value = value.get("ci95", bounds), value.get("n", n), value["value"]
     if n is None:
-        n = next((section[name] for name in _COUNTS if name in section), None)
+        n = section.get(n_key)
     if isinstance(bounds, Sequence) and not isinstance(bounds, str) and len(bounds) == 2:
         low, high = map(_number, bounds)
         pair = (low, high) if low is not None and high is not None else None
     else:
         pair = None
     return _Measured(value, pair, n if isinstance(n, int) else None)
-
-
-_COUNTS = ("n_pairs", "n_prompts", "n")
 
 
 def _written(value: Any, kind: Kind) -> str:
@@ -253,24 +259,23 @@ def _table(name: str, figures: Iterable[_Figure], section: Mapping[str, Any], ap
     """The contract's figures of a section, then whatever else it holds; ``apart`` are shown elsewhere."""
     figures = list(figures)
     rows = [
-        _row(figure.label, _measured(section, figure.key), figure.kind)
+        _row(figure.label, _measured(section, figure.key, figure.n), figure.kind)
         for figure in figures
         if figure.key in section or not figure.optional
     ]
     shown = {figure.key for figure in figures} | set(apart)
-    beside = {f"{key}{suffix}" for key in section for suffix in ("_ci95", "_n")} | set(_COUNTS)
     for key, value in section.items():
-        if key in shown or (key in beside and not isinstance(value, Mapping)):
+        if key in shown or _stands_beside(key, section):
             continue
         if isinstance(value, Mapping) and "value" not in value:
             rows += [
                 _row(
                     f"{words(key)} · {words(str(inner)).lower()}",
-                    _measured(value, inner),
-                    _guess(str(inner), value[inner]),
+                    _measured(value, inner, "n"),
+                    _guess(str(inner), found),
                 )
-                for inner in value
-                if inner not in {f"{other}{suffix}" for other in value for suffix in ("_ci95", "_n")} | set(_COUNTS)
+                for inner, found in value.items()
+                if not _stands_beside(str(inner), value)
             ]
         else:
             rows.append(_row(words(key), _measured(section, key), _guess(key, value)))
@@ -285,6 +290,11 @@ def _table(name: str, figures: Iterable[_Figure], section: Mapping[str, Any], ap
     return scrolling(f"Figures: {name}", tag("table", tag("thead", head), tag("tbody", *rows)))
 
 
+def _stands_beside(key: str, section: Mapping[str, Any]) -> bool:
+    """Whether a key only tells the interval or the number of cases of another one."""
+    return key == "n" or any(key.endswith(end) and key.removesuffix(end) in section for end in ("_ci95", "_n"))
+
+
 def _guess(key: str, value: Any) -> Kind:
     """How to write a figure that the contract does not name."""
     if isinstance(value, Mapping):
@@ -296,8 +306,15 @@ def _guess(key: str, value: Any) -> Kind:
     return "share" if share and number is not None and 0 <= number <= 1 else "number"
 
 
-def _bars(name: str, heads: tuple[str, str], values: Mapping[str, Any], kind: Kind, scale: float | None = None) -> Html:
-    """A two-column table with a bar beside each number; ``scale`` is the value of a full bar."""
+def _bars(
+    name: str,
+    heads: tuple[str, str],
+    values: Mapping[str, Any],
+    kind: Kind,
+    scale: float | None = None,
+    counts: Mapping[str, Any] | None = None,
+) -> Html:
+    """A table with a bar beside each number; ``scale`` is the value of a full bar, ``counts`` the cases behind each."""
     numbers = {
         key: _number(value["value"] if isinstance(value, Mapping) and "value" in value else value)
         for key, value in values.items()
@@ -306,22 +323,15 @@ def _bars(name: str, heads: tuple[str, str], values: Mapping[str, Any], kind: Ki
     rows = []
     for key, number in numbers.items():
         share = 0.0 if number is None else min(1.0, abs(number) / full)
+        cells = [tag("th", words(str(key)), scope="row"), tag("td", _written(number, kind), class_="number")]
+        if counts:
+            cells.append(tag("td", _written(_number(counts.get(key)), "count"), class_="number"))
         bar = tag("span", tag("i", style=f"width:{100 * share:.1f}%"), class_="bar", aria_hidden="true")
-        rows.append(
-            tag(
-                "tr",
-                tag("th", words(str(key)), scope="row"),
-                tag("td", _written(number, kind), class_="number"),
-                tag("td", bar),
-            )
-        )
-    head = tag(
-        "tr",
-        tag("th", heads[0], scope="col"),
-        tag("th", heads[1], scope="col", class_="number"),
-        tag("th", "", scope="col"),
-    )
-    return scrolling(name, tag("table", tag("thead", head), tag("tbody", *rows)))
+        rows.append(tag("tr", cells, tag("td", bar)))
+    titles = [heads[1], "n"] if counts else [heads[1]]
+    numeric = [tag("th", title, scope="col", class_="number") for title in titles]
+    head = tag("tr", tag("th", heads[0], scope="col"), numeric, tag("th", "", scope="col"))
+    return scrolling(name, tag("table", tag("thead", head), tag("tbody", rows)))
 
 
 def _mapping(section: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -338,7 +348,8 @@ def _beside(table: Html, title: str, content: Html | None) -> Html:
 def _critic(section: Mapping[str, Any]) -> Html:
     errors = _mapping(section, "aspect_mae")
     low, high = SCORE_RANGE
-    table = _bars("Error by aspect", ("Aspect", "Points"), errors, "score", high - low) if errors else None
+    counts = _mapping(section, "aspect_mae_n")
+    table = _bars("Error by aspect", ("Aspect", "Points"), errors, "score", high - low, counts) if errors else None
     main = _table("critic", _CRITIC, section, apart=("aspect_mae",))
     return _beside(main, f"Mean absolute error by aspect (scores run from {low:g} to {high:g})", table)
 
@@ -400,9 +411,9 @@ def _tiles(summary: Mapping[str, Any]) -> Html:
     total = None if not seconds else f"{int(sum(seconds)) // 60} min {int(sum(seconds)) % 60:02d} s"
     return tag(
         "div",
-        _tile("Critic: pair accuracy", critic, "pair_accuracy", "untrained_pair_accuracy", "untrained"),
-        _tile("RL: exact match", rl, "exact_after", "exact_before", "before"),
-        _tile("Refinement: exact match", refine, "refine_keep_best", "best_of_n", "best of N", at),
+        _tile("Critic: pair accuracy", critic, _CRITIC[1], "untrained_pair_accuracy", "untrained"),
+        _tile("RL: exact match", rl, _RL[1], "exact_before", "before"),
+        _tile("Refinement: exact match", refine, _REFINE[4], "best_of_n", "best of N", at),
         tag(
             "div",
             tag("h3", "Whole run"),
@@ -414,8 +425,8 @@ def _tiles(summary: Mapping[str, Any]) -> Html:
     )
 
 
-def _tile(title: str, section: Mapping[str, Any], key: str, against: str, name: str, more: str = "") -> Html:
-    measured, other = _measured(section, key), _measured(section, against)
+def _tile(title: str, section: Mapping[str, Any], figure: _Figure, against: str, name: str, more: str = "") -> Html:
+    measured, other = _measured(section, figure.key, figure.n), _measured(section, against)
     value, base = _number(measured.value), _number(other.value)
     lines = []
     if measured.bounds is not None:

@@ -89,7 +89,7 @@ class Ledger:
     def _read(self, path: Path) -> None:
         if not path.is_file():
             return
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:

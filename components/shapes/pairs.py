@@ -52,7 +52,7 @@ def flawed(scene: Scene, rng: random.Random, changes: int) -> Scene:
 
 def drawn_candidate(target: Scene, source: Scene | None, rng: random.Random) -> Image.Image:
     """A drawn answer to a request: perfect, with wrong places, or damaged; an edit may also come back undone."""
-    scene = flawed(target, rng, rng.choice((0, 0, 1, 1, 2)))
+    scene = flawed(target, rng, rng.choice((0, 1, 1, 2, 2)))
     if source is not None and rng.random() < 0.15:
         scene = source
     image = drawing.draw(scene, drawing.random_shifts(rng))

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +49,17 @@ def _length(row: CaptionRow) -> int:
     return 16 * 4 * len(row.images) + sum(len(asked) + len(told) for asked, told in row.turns)
 
 
-def batches(batch: int, seed: int, alone: int, processor: Qwen3VLProcessor) -> Iterator[dict[str, torch.Tensor]]:
-    """An endless stream of freshly drawn batches, a function of the seed; one picture per row for ``alone`` batches."""
-    rng = random.Random(seed)
-    for lot in count():
-        pictures_per_row = (1,) if lot * BUCKET < alone else (1, 1, 1, 2, 3)
-        rows = sorted(caption_rows(BUCKET * batch, rng, pictures_per_row), key=_length)
+def batches(
+    batch: int,
+    rng: random.Random,
+    pictures_per_row: Sequence[int],
+    quality: float,
+    processor: Qwen3VLProcessor,
+    reading: float = 0.0,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """An endless stream of freshly drawn batches; the arguments are those of ``caption_rows``."""
+    while True:
+        rows = sorted(caption_rows(BUCKET * batch, rng, pictures_per_row, quality, reading), key=_length)
         groups = [rows[start : start + batch] for start in range(0, len(rows), batch)]
         rng.shuffle(groups)
         for group in groups:
@@ -86,6 +92,7 @@ def save(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         model.save_pretrained(scratch)
+        processor.tokenizer.backend_tokenizer.no_padding()  # the last batch's padding is no part of the tokenizer
         processor.save_pretrained(scratch)
         (Path(scratch) / "pretraining.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
         for path in Path(scratch).iterdir():
@@ -208,10 +215,15 @@ def plot_curve(log: Sequence[dict[str, float]], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
     left.plot([entry["step"] for entry in log], [entry["loss"] for entry in log], color="tab:blue", linewidth=1)
     left.set(xlabel="step", ylabel="caption loss (nats per token)", yscale="log")
-    for name, label in (("clean", "clean drawing"), ("in-between", "in-between picture"), ("third", "picture 3 of 3")):
+    for name, label in (
+        ("clean", "clean drawing"),
+        ("in-between", "in-between picture"),
+        ("third", "picture 3 of 3"),
+        ("grade", "quality word, in-between"),
+    ):
         points = [(entry["step"], entry[name]) for entry in log if name in entry]
         right.plot(*zip(*points, strict=True), marker=".", label=label)
-    right.set(xlabel="step", ylabel="places fully right (generated)", ylim=(0, 1.02))
+    right.set(xlabel="step", ylabel="share right (generated)", ylim=(0, 1.02))
     right.legend(loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -225,7 +237,10 @@ def _glance(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor,
     for kind in ("clean", "in-between"):
         images = pictures(kind, number, 77)
         told = answer(model, processor, [[image] for image in images], ["describe the picture"] * number)
-        glance[kind] = place_accuracy(told, images)["place"]
+        right = place_accuracy(told, images)
+        glance[kind] = right["place"]
+        if kind == "in-between":
+            glance["grade"] = right["grade"]
     images = pictures("clean", 3 * number, 78)
     rows = [images[start : start + 3] for start in range(0, 3 * number, 3)]
     told = answer(model, processor, rows, ["describe picture 3"] * number)
@@ -237,35 +252,31 @@ def _glance(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor,
 # ---------------------------------------------------------------------------------- training
 
 
-def pretrain(
-    out: Path, steps: int, seed: int, batch: int, peak: float, save_minutes: float = 4.0, glance_every: int = 250
-) -> list[dict[str, float]]:
-    """Train from random weights and write the folder; returns the log (one entry per 25 steps).
-
-    Args:
-        out: The folder to write; it is replaced file by file every ``save_minutes`` and at the end.
-        steps: Optimiser steps.
-        seed: Seed of the weights and of the drawn rows.
-        batch: Rows per step.
-        peak: Highest learning rate.
-        save_minutes: Minutes between saves on the way.
-        glance_every: Steps between the small measurements of the curve.
-    """
-    with tempfile.TemporaryDirectory() as fresh:
-        model, processor = load_critic(build_tiny_vlm(fresh, seed=seed))
+def _stage(
+    model: Qwen3VLForConditionalGeneration,
+    processor: Qwen3VLProcessor,
+    rows: Iterator[dict[str, torch.Tensor]],
+    steps: int,
+    peak: float,
+    out: Path,
+    log: list[dict[str, float]],
+    save_minutes: float,
+    glance_every: int,
+) -> None:
+    """One schedule of the learning rate with an optimiser of its own; appends to ``log`` and saves to ``out``."""
     model.train()
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
-    log: list[dict[str, float]] = []
+    before = log[-1] if log else {"step": 0, "seconds": 0.0}
     recent: list[tuple[float, float]] = []
     started = saved = time.monotonic()
-    for step, rows in zip(range(steps), batches(batch, seed, int(0.4 * steps), processor), strict=False):
+    for step, batch in zip(range(steps), rows, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
-        loss, hits = caption_loss(model, rows)
-        loss.backward()
+        loss, hits = caption_loss(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -275,10 +286,10 @@ def pretrain(
             mean = np.mean(recent, axis=0)
             recent = []
             entry = {
-                "step": done,
+                "step": before["step"] + done,
                 "loss": float(mean[0]),
                 "tokens": float(mean[1]),
-                "seconds": time.monotonic() - started,
+                "seconds": before["seconds"] + time.monotonic() - started,
             }
             if done % glance_every == 0 or done == steps:
                 entry |= _glance(model, processor)
@@ -287,6 +298,58 @@ def pretrain(
         if time.monotonic() - saved > 60 * save_minutes or done == steps:
             save(model, processor, out, log)
             saved = time.monotonic()
+
+
+def pretrain(
+    out: Path,
+    steps: int,
+    polish: int,
+    reading: int,
+    seed: int,
+    batch: int,
+    peak: float,
+    start: Path | None = None,
+    save_minutes: float = 4.0,
+    glance_every: int = 250,
+) -> list[dict[str, float]]:
+    """Train and write the folder; returns the log (one entry per 25 steps).
+
+    Three stages. The second, because how clean a picture is makes one word in twenty of a caption and is not learned from captions
+    alone (measured: after 2,400 steps nearly every picture was called sharp); there four turns in five ask for nothing
+    else. The third, because captions do not teach to read: there three turns in five ask to say a request in other
+    words, whatever the picture shows.
+
+    Args:
+        out: The folder to write; it is replaced file by file every ``save_minutes`` and after each stage.
+        steps: Optimiser steps of the first stage, from random weights; 0.4 of them with one picture per row.
+        polish: Optimiser steps of the second stage.
+        reading: Optimiser steps of the third stage.
+        seed: Seed of the weights and of the drawn rows.
+        batch: Rows per step.
+        peak: Highest learning rate.
+        start: A folder that an earlier stage wrote: do only what comes after it, with the same result; set ``polish`` to 0
+            if it holds the second stage.
+        save_minutes: Minutes between saves on the way.
+        glance_every: Steps between the small measurements of the curve.
+    """
+    log: list[dict[str, float]] = []
+    if start is None:
+        with tempfile.TemporaryDirectory() as fresh:
+            model, processor = load_critic(build_tiny_vlm(fresh, seed=seed))
+        rng = random.Random(seed)
+        alone = BUCKET * math.ceil(0.4 * steps / BUCKET)
+        first = islice(batches(batch, rng, (1,), 0.0, processor), alone)
+        rows = chain(first, batches(batch, rng, (1, 1, 1, 2, 3), 0.0, processor))
+        _stage(model, processor, rows, steps, peak, out, log, save_minutes, glance_every)
+    else:
+        model, processor = load_critic(start)
+        log = [json.loads(line) for line in (start / "pretraining.jsonl").read_text().splitlines()]
+    mostly_one = (1, 1, 1, 1, 1, 1, 1, 1, 2, 3)
+    if polish:
+        rows = batches(batch, random.Random(seed + 1), mostly_one, 0.8, processor)
+        _stage(model, processor, rows, polish, peak, out, log, save_minutes, glance_every)
+    rows = batches(batch, random.Random(seed + 2), mostly_one, 0.3, processor, reading=0.6)
+    _stage(model, processor, rows, reading, 0.6 * peak, out, log, save_minutes, glance_every)
     return log
 
 
@@ -296,7 +359,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Pretrain the embedded base VLM on captions of freshly drawn pictures."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write (a transformers folder)")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2400, help="steps of the first stage")
+    parser.add_argument("--polish", type=int, default=400, help="steps of the second stage, with more about quality")
+    parser.add_argument("--reading", type=int, default=700, help="steps of the third stage, with requests to read")
+    parser.add_argument("--start", type=Path, help="folder written by the first stage: do only the others")
     parser.add_argument("--batch", type=int, default=32, help="rows per step")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -307,7 +373,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--curve", type=Path, help="PNG to draw the training curve to (needs matplotlib)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    log = pretrain(options.out, options.steps, options.seed, options.batch, options.lr)
+    log = pretrain(
+        options.out,
+        options.steps,
+        options.polish,
+        options.reading,
+        options.seed,
+        options.batch,
+        options.lr,
+        start=options.start,
+    )
     if options.curve is not None:
         plot_curve(log, options.curve)
     model, processor = load_critic(options.out)

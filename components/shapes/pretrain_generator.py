@@ -2,9 +2,10 @@
 
 ``python -m rationalrewards.components.shapes.pretrain_generator --out FOLDER``
 
-Two stages on freshly drawn pictures. The VAE comes first (squared error and a slight KL term); then text encoder and
+Freshly drawn pictures all the way. The VAE comes first (squared error and a slight KL term); then text encoder and
 transformer learn together by flow matching, in the packed latent layout and with the position ids that the pipeline
-itself builds. The folder is rewritten every few minutes with a checkpoint that loads.
+itself builds: one stage of two thirds drawing, then a shorter one
+of mostly edits. The folder is rewritten every few minutes with a checkpoint that loads.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ from torch import nn
 from . import judge
 from .drawing import DAMAGES, SIZE, damage, draw, random_shifts, to_pixels
 from .scenes import Style, random_edit, random_scene
-from .tiny_generator import PIPELINE_KWARGS, Sample, build_generator, draw_sample, upscale_source
+from .tiny_generator import PIPELINE_KWARGS, Sample, build_generator, draw_sample, load_generator, upscale_source
 
 log = logging.getLogger(__name__)
+
+MINUTES_BETWEEN_SAVES = 4.0
+HISTORY = "pretraining.jsonl"
 
 
 def as_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
@@ -198,15 +202,17 @@ def measure(pipeline: Flux2KleinPipeline, seed: int, count: int, edits: int, ste
     return result
 
 
-def save(pipeline: Flux2KleinPipeline, out: Path) -> None:
-    """Writes the checkpoint; every file appears whole, so that a reader never meets half of one."""
+def save(pipeline: Flux2KleinPipeline, out: Path, history: Sequence[dict[str, float]] = ()) -> None:
+    """Writes checkpoint and training log; every file appears whole, so that a reader never meets half of one."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         pipeline.save_pretrained(folder)
+        (Path(folder) / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 place = out / path.relative_to(folder)
                 place.parent.mkdir(parents=True, exist_ok=True)
+                path.chmod(0o644)  # safetensors writes files that only their owner may read
                 os.replace(path, place)
 
 
@@ -271,18 +277,34 @@ def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 def train_flow(
     pipeline: Flux2KleinPipeline,
     out: Path,
+    history: list[dict[str, float]],
     steps: int,
     seed: int,
     batch: int,
-    lr: float = 2e-3,
-    edit_share: float = 1 / 3,
-    minutes_between_saves: float = 4.0,
+    lr: float,
+    edit_share: float,
     curve: Path | None = None,
 ) -> Flux2KleinPipeline:
-    """Trains text encoder and transformer together; returns the pipeline with exponentially averaged weights."""
-    rng = random.Random(seed + 1)
-    generator = torch.Generator().manual_seed(seed + 1)
-    learners = nn.ModuleList([pipeline.transformer, pipeline.text_encoder]).train()
+    """Trains text encoder and transformer together.
+
+    Args:
+        pipeline: The pipeline to train; its VAE is left alone.
+        out: Folder that is rewritten with the averaged weights every few minutes and at the end.
+        history: Rows of the training log; continued, and written beside the weights.
+        steps: Optimizer steps; learning rates fall along a cosine over them.
+        seed: Chooses samples and noise.
+        batch: Samples per step.
+        lr: Peak learning rate of AdamW, which trains all but the blocks' matrices; Muon trains those at twice that.
+        edit_share: Share of edits in a batch and in the loss, 0...1.
+        curve: Where to draw the training curve.
+
+    Returns:
+        The pipeline with exponentially averaged weights.
+    """
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    before = int(history[-1]["step"]) if history else 0
+    learners = nn.ModuleList([pipeline.transformer, pipeline.text_encoder]).train().requires_grad_(True)
     average = Flux2KleinPipeline(
         **{
             **pipeline.components,
@@ -304,7 +326,6 @@ def train_flow(
         torch.optim.lr_scheduler.LambdaLR(one, lambda step: _warm_cosine(step, 100, steps)) for one in optimizers
     ]
     edits = round(edit_share * batch)
-    history: list[dict[str, float]] = []
     losses: list[tuple[float, float]] = []
     start = saved = time.monotonic()
     for step in range(1, steps + 1):
@@ -323,50 +344,70 @@ def train_flow(
         if step % 50 == 0 or step == steps:
             means = np.mean(losses, axis=0)
             losses.clear()
-            row = {"step": float(step), "loss": float(means[0]), "edit loss": float(means[1])}
-            if time.monotonic() - saved > 60 * minutes_between_saves or step == steps:
-                row |= measure(average, seed, count=48, edits=24)
-                save(average, out)
+            row = {"step": float(before + step), "loss": float(means[0]), "edit loss": float(means[1])}
+            if time.monotonic() - saved > 60 * MINUTES_BETWEEN_SAVES or step == steps:
+                row |= measure(average, seed=0, count=48, edits=24)
+            history.append({key: round(value, 4) for key, value in row.items()})
+            if "terse" in row:
+                save(average, out, history)
                 saved = time.monotonic()
-            history.append(row)
-            log.info(
-                "step %d (%.0f s): %s",
-                step,
-                time.monotonic() - start,
-                json.dumps({k: round(v, 4) for k, v in row.items()}),
-            )
+            log.info("%.0f s: %s", time.monotonic() - start, json.dumps(history[-1]))
             if curve is not None and "terse" in row:
                 draw_curve(history, curve)
     return average
 
 
 def main() -> None:
-    """Runs both stages."""
+    """Runs the stages; ``--from-stage`` continues after a finished one, whose result stands in ``--out``."""
     parser = argparse.ArgumentParser(description="Pretrain the embedded base generator of the shapes world.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint (diffusers layout)")
-    parser.add_argument("--steps", type=int, default=1300, help="optimizer steps of the flow-matching stage")
     parser.add_argument("--vae-steps", type=int, default=2000, help="optimizer steps of the VAE stage")
-    parser.add_argument("--batch", type=int, default=48, help="samples per flow-matching step")
+    parser.add_argument("--steps", type=int, default=1300, help="optimizer steps of the drawing stage, a third edits")
+    parser.add_argument("--edit-steps", type=int, default=350, help="optimizer steps of the last stage, mostly edits")
+    parser.add_argument("--batch", type=int, default=48, help="samples per step of the drawing stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--vae", type=Path, help="folder of a finished VAE, to skip the first stage")
+    parser.add_argument("--from-stage", choices=("vae", "draw", "edit"), default="vae", help="the first stage to run")
     parser.add_argument("--curve", type=Path, help="where to draw the training curve (PNG; needs matplotlib)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
-    pipeline = build_generator(arguments.seed)
-    if arguments.vae is None:
-        error = train_vae(pipeline, arguments.vae_steps, arguments.seed)
+    out, seed = arguments.out, arguments.seed
+    history: list[dict[str, float]] = []
+    if arguments.from_stage == "vae":
+        pipeline = build_generator(seed)
+        error = train_vae(pipeline, arguments.vae_steps, seed)
         log.info("VAE done: clean reconstructions are %.4f RMSE away", error)
-        save(pipeline, arguments.out)
+        save(pipeline, out)
     else:
-        pipeline.register_modules(
-            vae=type(pipeline.vae).from_pretrained(str(arguments.vae)).eval().requires_grad_(False)
+        pipeline = load_generator(out)
+        pipeline.vae.requires_grad_(False)
+    if arguments.from_stage != "edit":
+        pipeline = train_flow(
+            pipeline,
+            out,
+            history,
+            arguments.steps,
+            seed + 1,
+            arguments.batch,
+            lr=2e-3,
+            edit_share=1 / 3,
+            curve=arguments.curve,
         )
-    average = train_flow(
-        pipeline, arguments.out, arguments.steps, arguments.seed, arguments.batch, curve=arguments.curve
+    else:
+        history += [json.loads(line) for line in (out / HISTORY).read_text(encoding="utf-8").splitlines()]
+    # Copying a source is learned last: a short stage of mostly edits lifts it without costing the drawing stage time.
+    train_flow(
+        pipeline,
+        out,
+        history,
+        arguments.edit_steps,
+        seed + 2,
+        2 * arguments.batch // 3,
+        lr=1e-3,
+        edit_share=5 / 8,
+        curve=arguments.curve,
     )
-    save(average, arguments.out)
 
 
 if __name__ == "__main__":

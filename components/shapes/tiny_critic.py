@@ -40,6 +40,7 @@ from rationalrewards.components.shapes.scenes import (
     Letter,
     Scene,
     Shape,
+    Style,
     Thing,
     describe,
     random_edit,
@@ -535,8 +536,40 @@ def _turn(shots: Sequence[Shot], rng: random.Random, quality: float) -> tuple[st
     return rng.choice((f"how clean is {name}", f"how sharp is {name}")), grade(shot.reading, shot.adjective)
 
 
+def _reading_turn(rng: random.Random) -> tuple[str, str]:
+    """An instruction to say a request in other words; what the picture shows plays no part in the answer.
+
+    A large model can read. This one has to be taught that words in its context can be told again, or distillation would
+    spend its steps on that (measured: after 600 steps every second critique named another request than the one it was
+    given).
+    """
+    scene = random_scene(rng, letter_rate=0.5)
+    request = f"<request>{scene.request(rng.choice(('terse', 'detailed')))}</request>"
+    roll = rng.random()
+    if roll < 0.4:
+        words = " ; ".join(f"{place} {thing}" for place, thing in scene.occupied())
+        return f"{request} say the request place by place", words
+    if roll < 0.55:
+        letters = [f"{place} {thing}" for place, thing in scene.occupied() if isinstance(thing, Letter)]
+        return f"{request} which letter is in the request", " ; ".join(letters) or "no letter"
+    if roll < 0.7:
+        place = rng.choice(PLACES)
+        return f"{request} what does the request say of the {place}", f"{place} {describe(scene.at(place))}"
+    if roll < 0.85:
+        edit = random_edit(scene, rng)
+        words = f"{edit.place} {describe(edit.before)} ; {edit.place} {describe(edit.after)}"
+        shown = " ; ".join(f"{place} {thing}" for place, thing in scene.occupied())
+        return f"{shown} <request>{edit.request(rng.choice(('terse', 'detailed')))}</request> say the change", words
+    style: Style = rng.choice(("terse", "detailed"))
+    return f"{request} say the request {style}", scene.request(style)
+
+
 def caption_rows(
-    count: int, rng: random.Random, pictures: Sequence[int] = (1, 1, 1, 2, 3), quality: float = 0.0
+    count: int,
+    rng: random.Random,
+    pictures: Sequence[int] = (1, 1, 1, 2, 3),
+    quality: float = 0.0,
+    reading: float = 0.0,
 ) -> list[CaptionRow]:
     """Freshly drawn training rows.
 
@@ -545,6 +578,7 @@ def caption_rows(
         rng: Source of all randomness.
         pictures: Numbers of pictures per row to draw from.
         quality: Share of turns that only ask how clean a picture is, beyond the 8 % of them that do so anyway.
+        reading: Share of turns that only ask to say a request in other words.
     """
     drawn: list[list[tuple[Image.Image, str]]] = []
     for _ in range(count):
@@ -558,7 +592,10 @@ def caption_rows(
     rows = []
     for pairs in drawn:
         shots = [Shot(image, next(readings), adjective) for image, adjective in pairs]
-        turns = [_turn(shots, rng, quality) for _ in range(2 if rng.random() < 0.6 / len(shots) else 1)]
+        turns = [
+            _reading_turn(rng) if reading > 0 and rng.random() < reading else _turn(shots, rng, quality)
+            for _ in range(2 if rng.random() < 0.6 / len(shots) else 1)
+        ]
         rows.append(CaptionRow(tuple(image for image, _ in pairs), _labels(len(shots), rng), tuple(turns)))
     return rows
 

@@ -29,7 +29,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise ValueError(f"{path} holds no list of rows")
             yield from enumerate(data, start=1)
             return
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 yield number, json.loads(line)
     except json.JSONDecodeError as error:
