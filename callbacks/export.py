@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
-
 from rationalrewards.components.generation import policies
+from torch import Tensor
 
 from .writers import writable_folder
 

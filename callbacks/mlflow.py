@@ -100,9 +100,7 @@ class MLflowArtifacts(Callback):
         names = [Path(path).name for path in paths]
         twice = sorted({name for name in names if names.count(name) > 1 or not name})
         if twice:
-            raise ValueError(
-                f"paths must end in different names, but {twice[0]!r} is there twice or empty: {list(paths)}"
-            )
+            raise ValueError(f"paths must end in different names, but {twice[0]!r} is there twice or empty: {list(paths)}")
         self.paths = [Path(path) for path in paths]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -148,9 +146,7 @@ class MLflowSystemMetrics(Callback):
         client, run_id = run
         # the monitor leaves by itself when the run is not running, and a resumed run is still marked as finished
         client.update_run(run_id, status="RUNNING")
-        self._monitor = SystemMetricsMonitor(
-            run_id, self.interval, resume_logging=True, tracking_uri=client.tracking_uri
-        )
+        self._monitor = SystemMetricsMonitor(run_id, self.interval, resume_logging=True, tracking_uri=client.tracking_uri)
         self._monitor.start()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -96,9 +96,7 @@ class RewardLogging(Callback):
         max_copies: Most pictures of a group in it, best first.
     """
 
-    def __init__(
-        self, output_dir: str | None = None, every_n_epochs: int = 1, max_groups: int = 8, max_copies: int = 8
-    ) -> None:
+    def __init__(self, output_dir: str | None = None, every_n_epochs: int = 1, max_groups: int = 8, max_copies: int = 8) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("max_groups", max_groups), ("max_copies", max_copies)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -211,9 +209,7 @@ class RewardLogging(Callback):
         rows = []
         for indices in list(members.values())[: self.max_groups]:
             best = sorted(indices, key=order)[: self.max_copies]
-            rows.append(
-                Row(rollout.prompts[best[0]], [rollout.images[i] for i in best], [caption(index) for index in best])
-            )
+            rows.append(Row(rollout.prompts[best[0]], [rollout.images[i] for i in best], [caption(index) for index in best]))
         return contact_sheet(rows, side=112)
 
 

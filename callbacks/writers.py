@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-
 from rationalrewards.components.pages import gallery_page
 from rationalrewards.components.parrot import Ledger, Outcome, summarise
 from rationalrewards.components.records import (
@@ -66,9 +65,7 @@ class RationaleWriter(Callback):
         self._ledger = Ledger(own, others)
         pl_module.ledger = self._ledger  # type: ignore[assignment]
         self._written = {
-            json.loads(line)["pair"]["id"]
-            for path in folder.glob("rationales*.jsonl")
-            for line in _whole_lines(path)
+            json.loads(line)["pair"]["id"] for path in folder.glob("rationales*.jsonl") for line in _whole_lines(path)
         }
 
     def on_predict_batch_end(
@@ -191,7 +188,14 @@ class RefinementWriter(Callback):
             )
         record = trace.record
         return Refinement(
-            record.id, record.task, record.prompt, trace.arm, tuple(candidates), trace.chosen, trace.stop, record.sources
+            record.id,
+            record.task,
+            record.prompt,
+            trace.arm,
+            tuple(candidates),
+            trace.chosen,
+            trace.stop,
+            record.sources,
         )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

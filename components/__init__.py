@@ -1,0 +1,1 @@
+"""Plain torch, transformers and diffusers parts; nothing here imports lightning."""

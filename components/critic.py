@@ -83,7 +83,10 @@ class Critic:
         stop = () if refinement else (REFINEMENT_HEADING,)
         asks = [
             ChatRequest(
-                self.format.pointwise_messages(r.task, r.prompt, r.sources, r.image), self.max_tokens, self.temperature, stop=stop
+                self.format.pointwise_messages(r.task, r.prompt, r.sources, r.image),
+                self.max_tokens,
+                self.temperature,
+                stop=stop,
             )
             for r in requests
         ]
@@ -99,9 +102,7 @@ class Critic:
     def compare(self, requests: Sequence[ComparisonRequest]) -> list[PairCritique]:
         """Compare pictures pair by pair, in the given order; see :meth:`critique`."""
         asks = [
-            ChatRequest(
-                self.format.pairwise_messages(r.task, r.prompt, r.sources, r.images), self.max_tokens, self.temperature
-            )
+            ChatRequest(self.format.pairwise_messages(r.task, r.prompt, r.sources, r.images), self.max_tokens, self.temperature)
             for r in requests
         ]
 

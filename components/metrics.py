@@ -81,8 +81,12 @@ class PairAccuracy(Metric):
         self.group.append(group.long())
 
     def compute(self) -> dict[str, Tensor]:
-        """``pair_accuracy`` with its clustered 95 % interval, ``n_pairs``, ``order_consistency`` (same decided winner in both
-        orders, over pairs scored in both), ``unscored_rate`` and ``tie_rate`` (judge's ties among scored verdicts)."""
+        """The figures so far.
+
+        Returns:
+            ``pair_accuracy`` with its clustered 95 % interval (``_low``, ``_high``), ``n_pairs``, ``order_consistency`` (same
+            verdict in both orders, over pairs scored in both), ``unscored_rate`` and ``tie_rate`` (ties among scored verdicts).
+        """
         label, first, second, group = (
             dim_zero_cat(state) for state in (self.label, self.forward_order, self.swapped_order, self.group)
         )

@@ -102,7 +102,8 @@ class Studio:
             made = self.generator.sample([request for _, request, _ in keys], self.sources(records[keys[0][0]]), seeds)
             images.update(zip(keys, made, strict=True))
         asks = [
-            CritiqueRequest(records[key[0]].task, records[key[0]].prompt, images[key], self.sources(records[key[0]])) for key in new
+            CritiqueRequest(records[key[0]].task, records[key[0]].prompt, images[key], self.sources(records[key[0]]))
+            for key in new
         ]
         for key, critique in zip(new, self.critic.critique(asks) if asks else [], strict=True):
             self._made[key] = (images[key], critique)

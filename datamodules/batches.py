@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch.distributed
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
-
 from rationalrewards.components.generation.noise import seed_for
+from torch.utils.data import DataLoader, Dataset
 
 T = TypeVar("T")
 
@@ -21,10 +20,8 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-class BatchPlan(DistributedSampler, Generic[T]):  # type: ignore[type-arg]
+class BatchPlan(Generic[T]):
     """Yields this rank's batches of an epoch.
-
-    It is a ``DistributedSampler`` so that Lightning leaves it in place and tells it the epoch.
 
     Args:
         plan: Gives all batches of an epoch, for every rank alike, as ``plan(epoch, rank, processes)``.
@@ -36,15 +33,15 @@ class BatchPlan(DistributedSampler, Generic[T]):  # type: ignore[type-arg]
         self.length = length
         self.epoch = 0
         self.done = (-1, 0)
-        """Epoch of a resume, and how many of its batches were given before."""
+        """Epoch in which a run was interrupted, and how many of its batches were given by then."""
 
     @property
     def skipped(self) -> int:
-        """How many batches of the current epoch were given before a resume."""
+        """How many batches of the current epoch were given before the run was interrupted."""
         epoch, batches = self.done
         return batches if epoch == self.epoch else 0
 
-    def __iter__(self) -> Iterator[T]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[T]:
         return iter(self.plan(self.epoch, *world())[self.skipped :])
 
     def __len__(self) -> int:
@@ -55,8 +52,8 @@ class BatchPlan(DistributedSampler, Generic[T]):  # type: ignore[type-arg]
         self.epoch = epoch
 
 
-class Identity(Dataset[T]):
-    """A data set whose items are what the sampler yields."""
+class _Fetch(Dataset[T]):
+    """A data set whose items are made of what the plan yields."""
 
     def __init__(self, fetch: Callable[[Any], T], length: int) -> None:
         self.fetch = fetch
@@ -69,10 +66,11 @@ class Identity(Dataset[T]):
         return self.length
 
 
-class PlannedLoader(DataLoader[Any]):
-    """A loader of whole batches in the plan's order, which goes on where it was when a run is resumed in the middle of an epoch.
+class PlannedLoader:
+    """Whole batches in a plan's order; resumed in the middle of an epoch it goes on with the next batch.
 
-    Lightning keeps ``state_dict`` in its checkpoints and hands it back before the first batch.
+    No ``DataLoader`` itself, so that Lightning leaves plan and batches in place under every strategy. It tells ``sampler`` the epoch,
+    keeps ``state_dict`` in its checkpoints, and hands it back before the first batch.
 
     Args:
         plan: What to give, and when.
@@ -81,25 +79,30 @@ class PlannedLoader(DataLoader[Any]):
     """
 
     def __init__(self, plan: BatchPlan[Any], fetch: Callable[[Any], Any], num_workers: int = 0) -> None:
-        super().__init__(Identity(fetch, len(plan)), batch_size=None, sampler=plan, num_workers=num_workers)
-        self.batches = plan
+        self.sampler = plan
+        self.num_workers = num_workers
+        self._fetch = fetch
         self._given = 0
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator, so that nothing is planned or fetched before the first batch is wanted: after a resume Lightning makes
-        # the iterator before it tells the plan its epoch.
-        self._given = self.batches.skipped
-        for batch in super().__iter__():
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        # A generator, so that nothing is planned or fetched before the first batch is wanted: after a resume Lightning makes the
+        # iterator before it tells the plan its epoch.
+        self._given = self.sampler.skipped
+        data = _Fetch(self._fetch, len(self.sampler))
+        for batch in DataLoader(data, batch_size=None, sampler=self.sampler, num_workers=self.num_workers):
             self._given += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches were given."""
-        return {"epoch": self.batches.epoch, "given": self._given}
+        return {"epoch": self.sampler.epoch, "given": self._given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Leave out what was given before, should that epoch go on."""
-        self.batches.done = (state["epoch"], state["given"])
+        self.sampler.done = (state["epoch"], state["given"])
 
 
 def length_grouped(lengths: Sequence[float], batch_size: int, seed: int, epoch: int, pool: int = 16) -> list[list[int]]:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
-
 from rationalrewards.components.records import Preference
+from torch.utils.data import DataLoader
 
 from .readers import read_preferences
 

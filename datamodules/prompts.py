@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
-
 from rationalrewards.components.generation.noise import seed_for
 from rationalrewards.components.records import PromptRecord
+from torch.utils.data import DataLoader
 
 from .batches import BatchPlan, PlannedLoader
 from .readers import read_prompts
@@ -134,7 +133,7 @@ class PromptDataModule(LightningDataModule):
                 f"{processes} processes; nearest legal: {max(1, round(self.groups_per_epoch / processes)) * processes}"
             )
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> PlannedLoader:
         """Every rank's :class:`RolloutBatch` es of a round."""
 
         def count(processes: int) -> int:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
-
 from rationalrewards.components.critique import CritiqueFormat, swap_pair
 from rationalrewards.components.critique.formats import Message
 from rationalrewards.components.generation.noise import seed_for
 from rationalrewards.components.records import Preference, Rationale, open_picture, read_jsonl
+from torch.utils.data import DataLoader
 
-from .batches import BatchPlan, length_grouped, PlannedLoader
+from .batches import BatchPlan, PlannedLoader, length_grouped
 from .readers import read_preferences
 
 
@@ -136,7 +135,7 @@ class RationaleDataModule(LightningDataModule):
     def _fetch(self, rows: list[SupervisedRow]) -> list[tuple[list[Message], str]]:
         return [row.load(self.format) for row in rows]
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> PlannedLoader:
         """Batches of ``(messages, answer)``; every rank gets its own, equally many."""
         lengths = [row.length for row in self.rows]
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
 from rationalrewards.components.chat import ChatRequest, TransformersChat
 from rationalrewards.components.checkpoints import resolve
 from rationalrewards.components.critic import Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat, save_fingerprint
 from rationalrewards.components.critique.formats import Message
 from rationalrewards.components.records import Preference, Unscored, open_picture
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .base import RewardsModule
 
@@ -109,7 +108,7 @@ class RationaleDistillModule(RewardsModule):
 
     def configure_optimizers(self) -> Any:
         """The given optimizer over what trains."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])  # type: ignore[arg-type]
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         if self.scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
@@ -132,7 +131,9 @@ class RationaleDistillModule(RewardsModule):
         answers = [tokenizer(f"{answer}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"] for _, answer in rows]
         lengths = [int(mask[i].sum()) + len(answer) for i, answer in enumerate(answers)]
         if max(lengths) > self.max_length:
-            request = next(part["text"] for part in reversed(rows[lengths.index(max(lengths))][0][-1]["content"]) if "text" in part)
+            request = next(
+                part["text"] for part in reversed(rows[lengths.index(max(lengths))][0][-1]["content"]) if "text" in part
+            )
             raise ValueError(
                 f"a row has {max(lengths)} tokens, more than max_length {self.max_length}: {request[:80]!r}; raise max_length or use "
                 "smaller pictures"
@@ -205,7 +206,7 @@ class RationaleDistillModule(RewardsModule):
             self.log("val/pair_accuracy", sum(self._correct) / n, prog_bar=True, sync_dist=True)
             self.log("val/unscored_rate", self._unscored / n, sync_dist=True)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """With a LoRA, only the LoRA: the base is named by ``path``."""
         state = super().state_dict(*args, **kwargs)
         return state if self.lora_rank is None else {key: value for key, value in state.items() if "lora_" in key}
@@ -216,7 +217,9 @@ class RationaleDistillModule(RewardsModule):
             return
         missing = [name for name in self.state_dict() if name not in checkpoint["state_dict"]]
         if missing:
-            raise ValueError(f"the checkpoint lacks {len(missing)} LoRA weights, first {missing[0]!r}; is it of another rank or base?")
+            raise ValueError(
+                f"the checkpoint lacks {len(missing)} LoRA weights, first {missing[0]!r}; is it of another rank or base?"
+            )
 
     def export(self, folder: str) -> None:
         """Write the critic as a plain transformers folder, LoRA merged, with its format's fingerprint."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-import torch
 
+import torch
 from rationalrewards.components.chat import ChatModel
 from rationalrewards.components.critic import ComparisonRequest, Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat
@@ -34,7 +34,11 @@ class RewardEvaluationModule(RewardsModule):
     """
 
     def __init__(
-        self, reward: RewardModel | None = None, judge: ChatModel | None = None, rubric: str = "default", max_tokens: int = 2048
+        self,
+        reward: RewardModel | None = None,
+        judge: ChatModel | None = None,
+        rubric: str = "default",
+        max_tokens: int = 2048,
     ) -> None:
         super().__init__()
         if (reward is None) == (judge is None):
@@ -57,7 +61,13 @@ class RewardEvaluationModule(RewardsModule):
         """Judge a batch of pairs."""
         first, second, scores = self._pointwise(batch) if self.reward is not None else self._pairwise(batch)
         for pair, one, other, scored in zip(batch, first, second, scores, strict=True):
-            row = {"id": pair.id, "group": pair.group, "label": pair.label, "verdict": _name(one), "swapped": _name(other)}
+            row = {
+                "id": pair.id,
+                "group": pair.group,
+                "label": pair.label,
+                "verdict": _name(one),
+                "swapped": _name(other),
+            }
             self.rows.append({**row, "scores": scored})
         self.accuracy.update(
             torch.tensor([pair.label for pair in batch], device=self.device),

@@ -6,13 +6,11 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from PIL import Image
-from torch import Tensor
-
 from rationalrewards.components.critic import CritiqueRequest
 from rationalrewards.components.generation import FlowGenerator, Recording, policies
 from rationalrewards.components.generation.noise import generator_for, normal, seed_for
@@ -26,10 +24,13 @@ from rationalrewards.components.rewards import (
     within_group_correlation,
 )
 from rationalrewards.datamodules.prompts import RolloutBatch
+from torch import Tensor
 
 from .base import RewardsModule
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class NoResolutionError(RuntimeError):
@@ -147,7 +148,7 @@ class RewardRLModule(RewardsModule):
     def configure_optimizers(self) -> Any:
         """The given optimizer over the trained adapter only."""
         assert self.denoiser is not None
-        optimizer = self.optimizer(list(policies.parameters_of(self.denoiser, policies.POLICY).values()))  # type: ignore[arg-type]
+        optimizer = self.optimizer(list(policies.parameters_of(self.denoiser, policies.POLICY).values()))
         if self.scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
@@ -235,30 +236,34 @@ class RewardRLModule(RewardsModule):
 
     def _log_rollout(self, rollout: Rollout) -> None:
         """Log the round's numbers over the pictures of all processes: a mean of means would weigh them unequally."""
-        total = _of_all_processes(rollout.rewards.total.cpu())
+        total = _everywhere(rollout.rewards.total)
         scored = total[~total.isnan()]
-        values = {
+        values: dict[str, Any] = {
             "train/reward": scored.mean() if len(scored) else torch.tensor(float("nan")),
-            "train/reward_std": _of_all_processes(rollout.advantages.group_std.cpu()).nanmean(),
+            "train/reward_std": _everywhere(rollout.advantages.group_std).nanmean(),
             "train/unscored_rate": 1.0 - len(scored) / len(total),
             "train/flat_groups": rollout.advantages.flat / rollout.advantages.groups,
         }
         if rollout.witness is not None:
-            values["train/truth"] = _of_all_processes(rollout.witness.total.cpu()).nanmean()
+            values["train/truth"] = _everywhere(rollout.witness.total).nanmean()
             if "exact" in rollout.witness.aspects:
                 column = rollout.witness.aspects.index("exact")
-                values["train/exact"] = _of_all_processes(rollout.witness.values[:, column].cpu()).nanmean()
+                values["train/exact"] = _everywhere(rollout.witness.values[:, column]).nanmean()
             values["train/within_group_corr"] = self._correlation(rollout)
         for name, value in values.items():
-            self.log(name, float(value), prog_bar=name in ("train/reward", "train/truth"), sync_dist=True, batch_size=len(total))
+            self.log(
+                name,
+                float(value),
+                prog_bar=name in ("train/reward", "train/truth"),
+                sync_dist=True,
+                batch_size=len(total),
+            )
 
     def _correlation(self, rollout: Rollout) -> float:
         """Within-group correlation of reward and witness over all processes."""
         assert rollout.witness is not None
-        groups = torch.tensor([int(group, 16) % 2**62 for group in rollout.groups])
-        parts = (rollout.rewards.total.cpu(), rollout.witness.total.cpu(), groups)
-        first, second, identity = (_of_all_processes(part) for part in parts)
-        return within_group_correlation(first, second, [str(group) for group in identity.tolist()])
+        first, second = _everywhere(rollout.rewards.total), _everywhere(rollout.witness.total)
+        return within_group_correlation(first, second, _gather(rollout.groups))
 
     def _check_resolution(self, rollout: Rollout, requests: Sequence[CritiqueRequest]) -> None:
         """Refuse a reward that is noise inside groups: all processes decide alike, on the pictures of all."""
@@ -272,11 +277,13 @@ class RewardRLModule(RewardsModule):
                     "noise. Train a better critic, or set min_resolution: null to go on all the same"
                 )
             return
+        prompts = _gather(rollout.prompts)
+        start = self.global_rank * len(requests) + len(prompts) // 2
         shifted = [
-            CritiqueRequest(r.task, other.prompt, r.image, r.sources)
-            for r, other in zip(requests, [*requests[len(requests) // 2 :], *requests[: len(requests) // 2]], strict=True)
+            CritiqueRequest(r.task, prompts[(start + index) % len(prompts)], r.image, r.sources)
+            for index, r in enumerate(requests)
         ]
-        gap = _of_all_processes((rollout.rewards.total - self.reward.score(shifted).total).cpu())
+        gap = _everywhere(rollout.rewards.total - self.reward.score(shifted).total)
         gap = gap[~gap.isnan()]
         if len(gap) < 2 or float(gap.mean()) <= 2.0 * float(gap.std()) / len(gap) ** 0.5:
             raise NoResolutionError(
@@ -375,7 +382,7 @@ class RewardRLModule(RewardsModule):
 
     # -- checkpoints ----------------------------------------------------------------------------------------------------
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The adapters only: the base is named by path and hash."""
         return {key: value for key, value in super().state_dict(*args, **kwargs).items() if ".lora_" in key}
 
@@ -406,13 +413,18 @@ class RewardRLModule(RewardsModule):
         self._checked_resolution = stored["checked_resolution"]
 
 
-def _of_all_processes(values: Tensor) -> Tensor:
-    """One tensor ``[n]`` of every process's, equally long on all: a round is shared out evenly."""
+def _gather(values: list[T]) -> list[T]:
+    """Every process's values, in the order of the processes."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return values
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, values)
-    return torch.cat(gathered)
+    return [value for part in gathered for value in part]
+
+
+def _everywhere(values: Tensor) -> Tensor:
+    """One tensor of every process's ``[n]``."""
+    return torch.tensor(_gather(values.tolist()))
 
 
 def _fingerprint(module: torch.nn.Module) -> str:

@@ -15,12 +15,13 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
-from rationalrewards import cli
 from rationalrewards.components.chat import OpenAIChat, TransformersChat
 from rationalrewards.components.generation import FlowGenerator, policies
 from rationalrewards.components.rewards import CritiqueReward
 from rationalrewards.lightning_modules import RefineLoop, RewardEvaluationModule, RewardRLModule
 from support import ROOT
+
+from rationalrewards import cli
 
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
@@ -374,11 +375,9 @@ def test_an_unknown_class_and_a_wrong_type_are_named(build: Build, capsys: pytes
     assert "batch_size" in refused(build, capsys, "test", "-c", recipe, "--data.init_args.batch_size=many")
 
 
-def test_a_missing_file_and_a_missing_section_are_named(
-    build: Build, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_missing_file_and_a_missing_section_are_named(build: Build, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "nowhere.yaml" in refused(build, capsys, "fit", "-c", "nowhere.yaml")
     text = yaml.safe_load((CONFIGS / "evaluate" / "shapes.yaml").read_text(encoding="utf-8"))
     del text["data"]
     (tmp_path / "half.yaml").write_text(yaml.safe_dump(text), encoding="utf-8")
-    assert '"data"' in refused(build, capsys, "test", "-c", tmp_path / "half.yaml")
+    assert "test.data" in refused(build, capsys, "test", "-c", tmp_path / "half.yaml")

@@ -75,9 +75,7 @@ def test_deepspeed(name: str, stage: int) -> None:
 
 @needs("deepspeed")
 def test_a_fragment_can_be_overridden() -> None:
-    strategy = trainer_from(
-        TRAINERS / "deepspeed_zero3.yaml", "--trainer.strategy.init_args.offload_optimizer=true"
-    ).strategy
+    strategy = trainer_from(TRAINERS / "deepspeed_zero3.yaml", "--trainer.strategy.init_args.offload_optimizer=true").strategy
     assert isinstance(strategy, DeepSpeedStrategy) and isinstance(strategy.config, dict)
     assert strategy.config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
 

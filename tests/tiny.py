@@ -9,6 +9,8 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from rationalrewards.components.generation import FlowGenerator
@@ -19,12 +21,29 @@ if TYPE_CHECKING:
 
 TARGETS = ("to_q", "to_k", "to_v")
 
+QUIET = [
+    # what a run as small as a test's gives cause for, and no fault of it
+    pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),
+    # a resumed run writes where the first one did
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    # most of these runs validate on nothing
+    pytest.mark.filterwarnings("ignore:Total length of `(list|DataLoader)` across ranks is zero"),
+    # batches are records, which the modules turn into tensors: their hook is meant to win
+    pytest.mark.filterwarnings("ignore:You have overridden `transfer_batch_to_device` in `LightningModule`"),
+]
+"""Warnings of Lightning that tests with a Trainer expect."""
+
 
 def trainer(**changes: Any) -> Trainer:
     """A quiet Trainer of one CPU process."""
     from lightning.pytorch import Trainer
 
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     return Trainer(**{"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0, **quiet, **changes})
 
 
@@ -96,7 +115,10 @@ def adapters(module: RewardRLModule) -> dict[str, Tensor]:
     from rationalrewards.components.generation import policies
 
     assert module.denoiser is not None
-    return {**policies.adapter_state(module.denoiser, policies.POLICY), **policies.adapter_state(module.denoiser, policies.OLD)}
+    return {
+        **policies.adapter_state(module.denoiser, policies.POLICY),
+        **policies.adapter_state(module.denoiser, policies.OLD),
+    }
 
 
 def distill_module(**changes: Any) -> RationaleDistillModule:
@@ -105,7 +127,14 @@ def distill_module(**changes: Any) -> RationaleDistillModule:
 
     free = {"freeze_vision": False, "freeze_projector": False}
     return RationaleDistillModule(
-        **{"path": "embedded:shapes-critic", "rubric": "shapes", "optimizer": adamw, "max_length": 512, **free, **changes}
+        **{
+            "path": "embedded:shapes-critic",
+            "rubric": "shapes",
+            "optimizer": adamw,
+            "max_length": 512,
+            **free,
+            **changes,
+        }
     )
 
 

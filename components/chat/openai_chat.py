@@ -140,7 +140,7 @@ def _retry_after(header: str | None, default: float) -> float:
 
 
 def _message(turn: dict[str, Any]) -> dict[str, Any]:
-    parts = []
+    parts: list[dict[str, Any]] = []
     for part in turn["content"]:
         if part["type"] == "image":
             parts.append({"type": "image_url", "image_url": {"url": _data_url(part["image"])}})

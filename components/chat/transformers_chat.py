@@ -106,7 +106,11 @@ class TransformersChat(ChatModel):
             torch.manual_seed(first.seed)
         stop = StoppingCriteriaList([_StopStrings(tokenizer, first.stop, prompt_length)] if first.stop else [])
         output = self.model.generate(
-            **inputs, max_new_tokens=first.max_tokens, stopping_criteria=stop, pad_token_id=tokenizer.pad_token_id, **sampling
+            **inputs,
+            max_new_tokens=first.max_tokens,
+            stopping_criteria=stop,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
         )
         torch.random.set_rng_state(state)
         ends = {tokenizer.eos_token_id, *_as_set(self.model.generation_config.eos_token_id)}

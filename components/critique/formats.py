@@ -87,15 +87,20 @@ class CritiqueFormat:
             parts += [text_part(label), image_part(source)]
         return parts
 
-    def pointwise_messages(
-        self, task: Task, prompt: str, sources: Sequence[Image.Image], image: Image.Image
-    ) -> list[Message]:
+    def pointwise_messages(self, task: Task, prompt: str, sources: Sequence[Image.Image], image: Image.Image) -> list[Message]:
         """Ask for a critique of one picture. The rubric comes first, so that servers can reuse its prefix."""
         answer = []
         for number, aspect in enumerate(self.rules.for_task(task), start=1):
             answer.append(f"{number}. {aspect.title}:\n## Justification: ...\n## Score: ...")
         skeleton = "\n".join(
-            ["# Detailed Judgement:", *answer, "# Summary: ...", REFINEMENT_HEADING, "## Refinement Comments: ...", "## Refined Request: ..."]
+            [
+                "# Detailed Judgement:",
+                *answer,
+                "# Summary: ...",
+                REFINEMENT_HEADING,
+                "## Refinement Comments: ...",
+                "## Refined Request: ...",
+            ]
         )
         parts = [*self._sources(sources), image_part(image), text_part(quote_request(prompt))]
         return [self._instructions(self.rules.pointwise, task, skeleton), {"role": "user", "content": parts}]
@@ -170,7 +175,10 @@ def swap_pair(critique: PairCritique) -> PairCritique:
     flip = {"A": "B", "B": "A"}
     aspects = {
         key: AspectComparison(
-            names(judged.justification), judged.score_b, judged.score_a, flip.get(judged.winner, judged.winner)  # type: ignore[arg-type]
+            names(judged.justification),
+            judged.score_b,
+            judged.score_a,
+            flip.get(judged.winner, judged.winner),  # type: ignore[arg-type]
         )
         for key, judged in critique.aspects.items()
     }
@@ -204,4 +212,3 @@ def check_fingerprint(folder: str | Path, format: CritiqueFormat) -> None:
             f"the critic in {folder} was trained on format {stored['rubric']!r} ({stored['fingerprint']}), but is asked in format "
             f"{format.rubric!r} ({format.fingerprint}); set `rubric` to the one it was trained on"
         )
-

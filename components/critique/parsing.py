@@ -37,8 +37,12 @@ _FIELDS = {
     "refinement comments": "refinement_comments",
     "refined request": "refined_request",
 }
+_CLOSING = ("summary", "refinement", "refinement_comments", "refined_request")
+_TOP = ("analysis", "judgement", *_CLOSING)
 _FIELD_LINE = re.compile(
-    r"^\s*(?P<hashes>#{0,4})\s*\**\s*(?P<name>" + "|".join(sorted(_FIELDS, key=len, reverse=True)) + r")\s*\**\s*(?P<colon>:?)\s*\**(?P<rest>.*)$",
+    r"^\s*(?P<hashes>#{0,4})\s*\**\s*(?P<name>"
+    + "|".join(sorted(_FIELDS, key=len, reverse=True))
+    + r")\s*\**\s*(?P<colon>:?)\s*\**(?P<rest>.*)$",
     re.IGNORECASE,
 )
 _SCORE = re.compile(r"^[\s*`_]*(?P<number>[+-]?\d+(?:\.\d+)?)[\s*`_]*(?:/\s*4(?:\.0+)?)?[\s*`_.]*$")
@@ -94,9 +98,7 @@ def parse_pair(text: str, task: Task, rubric: Rubric | None = None) -> PairCriti
             _score(fields, "score_b", aspect),
             _winner(fields),
         )
-    return PairCritique(
-        judged, summary=_text(sections.top, "summary"), analysis=_text(sections.top, "analysis"), text=text
-    )
+    return PairCritique(judged, summary=_text(sections.top, "summary"), analysis=_text(sections.top, "analysis"), text=text)
 
 
 def _split(text: str, aspects: Sequence[Aspect]) -> _Sections:
@@ -127,12 +129,11 @@ def _split(text: str, aspects: Sequence[Aspect]) -> _Sections:
                 current = aspect.setdefault(name, [])
                 current.append(rest)
                 continue
-        elif name in ("summary", "analysis", "refinement_comments", "refined_request", "judgement", "refinement"):
-            if name not in sections.top:
-                after_aspects = after_aspects or name in ("summary", "refinement", "refinement_comments", "refined_request")
-                current = sections.top.setdefault(name, [])
-                current.append(rest)
-                continue
+        elif name in _TOP and name not in sections.top:
+            after_aspects = after_aspects or name in _CLOSING
+            current = sections.top.setdefault(name, [])
+            current.append(rest)
+            continue
         if current is not None:
             current.append(line)
     return sections

@@ -76,7 +76,13 @@ def rubric_from_dict(data: dict[str, Any], where: str) -> Rubric:
             if bad:
                 raise ValueError(f"aspect {entry['key']!r}: unknown task {bad[0]!r}; known: {', '.join(TASKS)}")
             aspects.append(
-                Aspect(entry["key"], entry["title"], tasks, bool(entry.get("optional", False)), tuple(entry.get("levels", ())))
+                Aspect(
+                    entry["key"],
+                    entry["title"],
+                    tasks,
+                    bool(entry.get("optional", False)),
+                    tuple(entry.get("levels", ())),
+                )
             )
         rubric = Rubric(data["name"], tuple(aspects), data["pointwise"].strip(), data["pairwise"].strip())
     except KeyError as error:

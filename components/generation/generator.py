@@ -43,7 +43,16 @@ class FlowGenerator:
         dtype: str = "float32",
         rank: int = 32,
         alpha: int = 64,
-        targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        targets: Sequence[str] = (
+            "to_q",
+            "to_k",
+            "to_v",
+            "to_out.0",
+            "add_q_proj",
+            "add_k_proj",
+            "add_v_proj",
+            "to_add_out",
+        ),
         adapter: str | None = None,
         source_size: int | None = None,
         tolerance: float = 0.0,
@@ -139,6 +148,8 @@ class FlowGenerator:
         layers = get_peft_model_state_dict(self.denoiser, adapter_name=adapter)
         config = getattr(self.denoiser, "peft_config", {}).get(adapter)
         self.pipe.save_lora_weights(
-            folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=config.to_dict() if config else None
+            folder,
+            transformer_lora_layers=layers,
+            transformer_lora_adapter_metadata=config.to_dict() if config else None,
         )
         return folder

@@ -1,5 +1,7 @@
-"""Counter-based randomness: every random number is a function of what it is for, so that resuming, batching and the number of
-processes change nothing."""
+"""Counter-based randomness: every random number is a function of what it is for.
+
+So resuming, batching and the number of processes change nothing.
+"""
 
 from __future__ import annotations
 

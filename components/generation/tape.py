@@ -323,7 +323,10 @@ class PipelineTape:
             if not isinstance(argument, Tensor) or argument.numel() not in (1, len(log.steps[0].sample)):
                 continue
             for rule, convert in _TIME_RULES.items():
-                pairs = [(call.kwargs[name], convert(step.time.to(argument.dtype))) for call, step in zip(log.calls, log.steps, strict=True)]
+                pairs = [
+                    (call.kwargs[name], convert(step.time.to(argument.dtype)))
+                    for call, step in zip(log.calls, log.steps, strict=True)
+                ]
                 if all(torch.equal(seen, made.to(seen.device).expand(seen.shape)) for seen, made in pairs):
                     return name, rule
         raise UnprovenPipelineError(f"{self.name}: no argument of its denoiser is a known function of the scheduler's time")
@@ -338,4 +341,3 @@ def _primary(output: Any) -> Any:
     if hasattr(output, "sample"):
         return output.sample
     return output[0] if isinstance(output, tuple) else output
-

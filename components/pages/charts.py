@@ -112,9 +112,7 @@ def line_chart(
         for name, points in series.items()
         if (kept := [y for _, y in points if math.isfinite(y)])
     )
-    drawing = tag(
-        "svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{title}: {summary or 'no points'}"
-    )
+    drawing = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{title}: {summary or 'no points'}")
     return tag("figure", tag("h3", title), tag("ul", *legend, class_="legend"), drawing, class_="chart")
 
 

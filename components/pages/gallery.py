@@ -153,9 +153,7 @@ def _overview(refinements: Sequence[Refinement], arms: Sequence[str]) -> Html:
             str(sum(value < 0 for _, value in pairs)),
             f"{unscored} of {sum(len(record.candidates) for record in records)}",
         ]
-        rows.append(
-            tag("tr", tag("th", words(arm), scope="row"), *(tag("td", number, class_="number") for number in numbers))
-        )
+        rows.append(tag("tr", tag("th", words(arm), scope="row"), *(tag("td", number, class_="number") for number in numbers)))
     heads = ("Requests", "Compared", "First reward", "Chosen reward", "Gain", "Made worse", "Unscored pictures")
     head = tag("tr", tag("th", "Arm", scope="col"), *(tag("th", name, scope="col", class_="number") for name in heads))
     return scrolling("Mean rewards by arm", tag("table", tag("thead", head), tag("tbody", *rows)))
@@ -255,16 +253,10 @@ def _candidate(record: Refinement, candidate: Candidate, number: int, total: int
         if same
         else tag("p", changed_words(record.prompt, candidate.request), class_="said text")
     )
-    critique = (
-        tag("details", tag("summary", "Critique"), tag("pre", candidate.critique))
-        if candidate.critique.strip()
-        else None
-    )
+    critique = tag("details", tag("summary", "Critique"), tag("pre", candidate.critique)) if candidate.critique.strip() else None
     return tag(
         "li",
-        picture(
-            candidate.image, f"{words(record.arm)}, picture {number} of {total} for: {candidate.request}", max_side
-        ),
+        picture(candidate.image, f"{words(record.arm)}, picture {number} of {total} for: {candidate.request}", max_side),
         tag("div", f"{number} of {total} · round {candidate.round}", class_="line quiet"),
         reward,
         tag("div", *(_aspect(key, value) for key, value in candidate.aspects.items()), class_="aspects")

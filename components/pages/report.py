@@ -384,9 +384,7 @@ def _cost(summary: Mapping[str, Any]) -> Html:
     }
     memory_line = tag("p", f"Most memory at once: {'not measured' if memory is None else f'{memory:.2f} GB'}.")
     if not seconds:
-        return join(
-            tag("p", "Time: not measured.", class_="quiet"), memory_line, _table("further", (), rest) if rest else None
-        )
+        return join(tag("p", "Time: not measured.", class_="quiet"), memory_line, _table("further", (), rest) if rest else None)
     times = join(_bars("Seconds by stage", ("Stage", "Seconds"), seconds, "number"), memory_line)
     return _beside(times, "Further figures", _table("further", (), rest)) if rest else times
 
@@ -485,16 +483,12 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> Html:
         series = {words(key.removeprefix(_ASPECT)): points(key) for key in aspects}
         drawn.append(charts.line_chart("Mean score by aspect", series, None, x_label))
     others = [
-        charts.line_chart(_short(key), {_short(key): points(key)}, None, x_label)
-        for key in keys
-        if key not in used | {*aspects}
+        charts.line_chart(_short(key), {_short(key): points(key)}, None, x_label) for key in keys if key not in used | {*aspects}
     ]
     if not drawn and not others:
         return tag("p", "not measured", class_="quiet")
     more = (
-        tag("details", tag("summary", f"{len(others)} further curves"), tag("div", *others, class_="charts"))
-        if others
-        else None
+        tag("details", tag("summary", f"{len(others)} further curves"), tag("div", *others, class_="charts")) if others else None
     )
     return join(tag("div", *drawn, class_="charts"), more)
 
@@ -519,15 +513,11 @@ def _grid(grid: Grid) -> Html:
             )
             for name, paths, captions in sides
         ]
-        cards.append(
-            tag("article", tag("p", prompt, class_="text"), tag("div", *figures, class_="both"), class_="pair")
-        )
+        cards.append(tag("article", tag("p", prompt, class_="text"), tag("div", *figures, class_="both"), class_="pair"))
     return tag("div", *cards, class_="pairs") if cards else tag("p", "no pictures", class_="quiet")
 
 
 def _caption(caption: str) -> Html:
     if len(caption) <= _LONG:
         return tag("div", caption, class_="text")
-    return tag(
-        "details", tag("summary", caption[:60].split("\n")[0].rstrip() + "…"), tag("div", caption, class_="text")
-    )
+    return tag("details", tag("summary", caption[:60].split("\n")[0].rstrip() + "…"), tag("div", caption, class_="text"))

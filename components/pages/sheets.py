@@ -64,9 +64,7 @@ def contact_sheet(rows: Sequence[Row], side: int = 96) -> Image.Image:
     return sheet
 
 
-def histogram(
-    values: Sequence[float], title: str, bounds: tuple[float, float] | None = None, bins: int = 20
-) -> Image.Image:
+def histogram(values: Sequence[float], title: str, bounds: tuple[float, float] | None = None, bins: int = 20) -> Image.Image:
     """How often which values occur.
 
     Args:

@@ -117,7 +117,7 @@ class Ledger:
             self.asked += len(missing)
             for index, reply in zip(missing, fresh, strict=True):
                 pair, stage, sample, digest = keys[index]
-                entry = {
+                entry: dict[str, Any] = {
                     "pair": pair,
                     "stage": stage,
                     "sample": sample,
@@ -141,9 +141,9 @@ class Ledger:
                 self._file.flush()
         for index, key in enumerate(keys):
             if index not in replies:
-                entry = self._answers[key]
+                known = self._answers[key]
                 replies[index] = ChatReply(
-                    entry["answer"], prompt_tokens=entry["prompt_tokens"], completion_tokens=entry["completion_tokens"]
+                    known["answer"], prompt_tokens=known["prompt_tokens"], completion_tokens=known["completion_tokens"]
                 )
         return [replies[index] for index in range(len(jobs))]
 

@@ -158,7 +158,14 @@ def _anchored(
     for outcome in outcomes:
         pair, seen = outcome.pair, pictures[outcome.pair.id]
         messages = anchor_messages(format, pair.task, pair.prompt, seen.sources, seen.candidates, labels[pair.id])
-        jobs.append(Job(pair.id, f"{prefix}anchor", 0, _request(messages, options, options.temperature, pair.id, prefix, "anchor")))
+        jobs.append(
+            Job(
+                pair.id,
+                f"{prefix}anchor",
+                0,
+                _request(messages, options, options.temperature, pair.id, prefix, "anchor"),
+            )
+        )
     anchored = []
     for outcome, reply in zip(outcomes, ledger.ask(teacher, jobs), strict=True):
         outcome.reason = _anchor_fault(outcome, reply.text, reply.failure, format)
@@ -219,7 +226,14 @@ def _project(
             messages = project_messages(
                 format, pair.task, pair.prompt, seen.sources, seen.candidates[index], outcome._texts["pair"], which
             )
-            jobs.append(Job(pair.id, "project", index, _request(messages, options, options.temperature, pair.id, "project", index)))
+            jobs.append(
+                Job(
+                    pair.id,
+                    "project",
+                    index,
+                    _request(messages, options, options.temperature, pair.id, "project", index),
+                )
+            )
     replies = iter(ledger.ask(teacher, jobs))
     for outcome in outcomes:
         rewards: list[float] = []
@@ -286,7 +300,8 @@ def _control(
     chosen = [
         outcome
         for outcome in outcomes
-        if outcome.pair.winner != "tie" and seed_for(options.seed, "control", outcome.pair.id) % 10**6 < options.control_share * 10**6
+        if outcome.pair.winner != "tie"
+        and seed_for(options.seed, "control", outcome.pair.id) % 10**6 < options.control_share * 10**6
     ]
     wrong: dict[str, Verdict] = {o.pair.id: "B" if o.pair.winner == "A" else "A" for o in chosen}
     twins = [Outcome(outcome.pair) for outcome in chosen]
@@ -319,4 +334,3 @@ def summarise(outcomes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "control_pairs": len(control),
         "wrong_label_pass_rate": sum(control) / len(control) if control else None,
     }
-

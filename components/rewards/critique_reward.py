@@ -26,7 +26,12 @@ class CritiqueReward(RewardModel):
     """
 
     def __init__(
-        self, chat: ChatModel, rubric: str = "default", max_tokens: int = 2048, temperature: float = 0.0, reasks: int = 1
+        self,
+        chat: ChatModel,
+        rubric: str = "default",
+        max_tokens: int = 2048,
+        temperature: float = 0.0,
+        reasks: int = 1,
     ) -> None:
         self.critic = Critic(chat, CritiqueFormat(rubric), max_tokens, temperature, reasks)
 

@@ -59,7 +59,7 @@ def read(images: Sequence[Image.Image]) -> list[Reading]:
     nearest = distance.argmin(axis=2)
     squared = np.maximum(np.take_along_axis(distance, nearest[..., None], axis=2), 0.0).sum(axis=(1, 2))
     return [
-        Reading(Scene(tuple(names[index] for index in row)), float(np.sqrt(total / (SIZE * SIZE * 3))))  # type: ignore[arg-type]
+        Reading(Scene(tuple(names[index] for index in row)), float(np.sqrt(total / (SIZE * SIZE * 3))))
         for row, total in zip(nearest, squared, strict=True)
     ]
 

@@ -150,9 +150,7 @@ def write_preferences(
     return path
 
 
-def write_prompts(
-    folder: str | Path, count: int, seed: int, edit_share: float = 0.0, style: str | None = "terse"
-) -> Path:
+def write_prompts(folder: str | Path, count: int, seed: int, edit_share: float = 0.0, style: str | None = "terse") -> Path:
     """Write requests to generate from: ``prompts.jsonl`` and the source pictures of its edits.
 
     Args:

@@ -11,7 +11,7 @@ import re
 from ..records import AspectComparison, AspectCritique, Critique, NotApplicable, PairCritique, Score
 from . import judge
 from .judge import Reading
-from .scenes import COLOURS, LETTERS, PLACES, SHAPES, Edit, Letter, Scene, Thing, describe, parse_edit, parse_request
+from .scenes import COLOURS, LETTERS, PLACES, SHAPES, Edit, Letter, Scene, Shape, Thing, describe, parse_edit, parse_request
 
 _QUALITY = ("all damaged", "badly damaged", "damaged", "partly damaged", "slightly damaged", "mostly sharp", "sharp")
 _VERDICT = {1.0: "right", 0.5: "half"}
@@ -104,7 +104,7 @@ def read_claims(text: str) -> Reading | None:
     for place, words in found:
         if words != "nothing":
             first, second = words.split()
-            scene = scene.put(place, Letter(second) if first == "letter" else judge.Shape(first, second))
+            scene = scene.put(place, Letter(second) if first == "letter" else Shape(first, second))
     quality = _QUALITY_CLAIM.search(text)
     step = _QUALITY.index(quality[1]) if quality else len(_QUALITY) - 1
     rmse = judge.CLEAN_RMSE + (6 - step) / 6 * (judge.SEVERE_RMSE - judge.CLEAN_RMSE)

@@ -66,9 +66,7 @@ def batches(
             yield caption_batch(group, processor.tokenizer)
 
 
-def caption_loss(
-    model: Qwen3VLForConditionalGeneration, batch: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def caption_loss(model: Qwen3VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy over the labelled tokens, and the share of them that come first; logits only where needed."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
@@ -85,9 +83,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, decay: 
     return peak * min(rise, fall)
 
 
-def save(
-    model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, out: Path, log: Sequence[dict[str, float]]
-) -> None:
+def save(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, out: Path, log: Sequence[dict[str, float]]) -> None:
     """Write the folder such that a reader sees the old or the new file at any instant, never half of one."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -276,7 +272,7 @@ def _stage(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
         loss, hits = caption_loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -339,8 +335,8 @@ def pretrain(
         rng = random.Random(seed)
         alone = BUCKET * math.ceil(0.4 * steps / BUCKET)
         first = islice(batches(batch, rng, (1,), 0.0, processor), alone)
-        rows = chain(first, batches(batch, rng, (1, 1, 1, 2, 3), 0.0, processor))
-        _stage(model, processor, rows, steps, peak, out, log, save_minutes, glance_every)
+        captions = chain(first, batches(batch, rng, (1, 1, 1, 2, 3), 0.0, processor))
+        _stage(model, processor, captions, steps, peak, out, log, save_minutes, glance_every)
     else:
         model, processor = load_critic(start)
         log = [json.loads(line) for line in (start / "pretraining.jsonl").read_text().splitlines()]
@@ -355,9 +351,7 @@ def pretrain(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Pretrain the embedded base VLM on captions of freshly drawn pictures."
-    )
+    parser = argparse.ArgumentParser(description="Pretrain the embedded base VLM on captions of freshly drawn pictures.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write (a transformers folder)")
     parser.add_argument("--steps", type=int, default=2400, help="steps of the first stage")
     parser.add_argument("--polish", type=int, default=400, help="steps of the second stage, with more about quality")
@@ -367,9 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--measure", type=int, default=200, help="held-out pictures of every kind to measure on at the end"
-    )
+    parser.add_argument("--measure", type=int, default=200, help="held-out pictures of every kind to measure on at the end")
     parser.add_argument("--curve", type=Path, help="PNG to draw the training curve to (needs matplotlib)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -245,13 +245,11 @@ class Muon(torch.optim.Optimizer):
     same in bfloat16, which few CPUs are fast at.
     """
 
-    def __init__(
-        self, params: Iterable[torch.Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
-    ) -> None:
+    def __init__(self, params: Iterable[torch.Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure is ever given
         """Updates every parameter that has a gradient."""
         for group in self.param_groups:
             for weight in group["params"]:
@@ -315,16 +313,12 @@ def train_flow(
     average.set_progress_bar_config(disable=True)
     averaged = nn.ModuleList([average.transformer, average.text_encoder]).eval().requires_grad_(False)
     matrices = [
-        weight
-        for name, weight in learners.named_parameters()
-        if weight.ndim == 2 and ("blocks." in name or ".layers." in name)
+        weight for name, weight in learners.named_parameters() if weight.ndim == 2 and ("blocks." in name or ".layers." in name)
     ]
     chosen = {id(weight) for weight in matrices}
     others = [weight for weight in learners.parameters() if id(weight) not in chosen]
     optimizers = [torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01), Muon(matrices, lr=2 * lr)]
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(one, lambda step: _warm_cosine(step, 100, steps)) for one in optimizers
-    ]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(one, lambda step: _warm_cosine(step, 100, steps)) for one in optimizers]
     edits = round(edit_share * batch)
     losses: list[tuple[float, float]] = []
     start = saved = time.monotonic()
@@ -334,8 +328,10 @@ def train_flow(
         learners.zero_grad()
         ((1 - edit_share) * drawn + edit_share * changed).backward()
         nn.utils.clip_grad_norm_(learners.parameters(), 1.0)
-        for one in (*optimizers, *schedules):
-            one.step()
+        for optimizer in optimizers:
+            optimizer.step()
+        for schedule in schedules:
+            schedule.step()
         with torch.no_grad():
             decay = min(0.996, (1 + step) / (10 + step))
             for mean, new in zip(averaged.parameters(), learners.parameters(), strict=True):

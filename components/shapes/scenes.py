@@ -69,7 +69,7 @@ class Scene:
     def put(self, place: str, thing: Thing) -> Scene:
         """A copy of the scene with one place changed."""
         index = PLACES.index(place)
-        return Scene(self.things[:index] + (thing,) + self.things[index + 1 :])  # type: ignore[arg-type]
+        return Scene((*self.things[:index], thing, *self.things[index + 1 :]))  # type: ignore[arg-type]
 
     def occupied(self) -> list[tuple[str, Thing]]:
         """``(place, thing)`` for every place that is not empty, in board order."""

@@ -17,11 +17,11 @@ from PIL import Image
 from ..chat import ChatModel, ChatReply, ChatRequest
 from ..critique import CritiqueFormat
 from ..critique.teacher import COMMENT_TAG, HINT
-from ..records import AspectComparison, NotApplicable, PairCritique
+from ..records import AspectComparison, Critique, NotApplicable, PairCritique, Task
 from . import judge, phrases
 from .judge import Reading
 from .phrases import Asked
-from .scenes import COLOURS, SHAPES, Shape
+from .scenes import COLOURS, PLACES, SHAPES, Shape
 
 _TIE = 0.02
 """Rewards (0...1) closer than this are a tie to the teacher."""
@@ -176,13 +176,13 @@ class ShapesTeacher(ChatModel):
 
     def _source_from(self, comment: str, prompt: str) -> Any:
         """The source scene as the comment tells it, for a check without pictures."""
-        found = re.findall(rf"({'|'.join(judge.PLACES)}) source ({phrases._THING})", comment)
+        found = re.findall(rf"({'|'.join(PLACES)}) source ({phrases._THING})", comment)
         if not found:
             return None
         retold = " ; ".join(f"{place} extra {words}" for place, words in found)
         reading = phrases.read_claims(retold)
         scene = reading.scene if reading else None
-        edited = re.search(rf"the (\w+|letter [A-Z]) at the ({'|'.join(judge.PLACES)})", prompt)
+        edited = re.search(rf"the (\w+|letter [A-Z]) at the ({'|'.join(PLACES)})", prompt)
         if scene is not None and edited and edited[1] in SHAPES and not prompt.startswith("add"):
             scene = scene.put(edited[2], Shape("red", edited[1]))  # the colour of what is edited cannot be known from words
         return scene
@@ -204,5 +204,5 @@ class ShapesTeacher(ChatModel):
         if claims is not None and which is not None:
             seen = claims[0] if which[1] == "A" else claims[1]
         critique = phrases.critique(asked, seen)
-        task = "edit" if sources else "t2i"
-        return self.format.render(type(critique)(critique.aspects, critique.summary), task)  # refinement is a stage of its own
+        task: Task = "edit" if sources else "t2i"
+        return self.format.render(Critique(critique.aspects, critique.summary), task)  # refinement is a stage of its own

@@ -101,9 +101,7 @@ asked seen wrong sharp slightly partly mostly badly yes no turn remove add write
 """
 
 # As Qwen2's, which Qwen3-VL shares: single digits, a word takes one leading space.
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 # The part of Qwen3-VL's template that chats with pictures need; tools are left out.
 CHAT_TEMPLATE = """\
@@ -180,9 +178,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.add_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS], special_tokens=True
-    )
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS], special_tokens=True)
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in HEADING_TOKENS])
     return tokenizer
 
@@ -446,9 +442,9 @@ def in_between(scene: Scene, rng: random.Random) -> Image.Image:
         row, column = divmod(index, 2)
         board[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = cell
     if rng.random() < 0.6:
-        board = board + rng.uniform(0.0, 0.12) * _blob(noise, rng.choice((4, 8, 16)))
+        board += rng.uniform(0.0, 0.12) * _blob(noise, rng.choice((4, 8, 16)))
     if rng.random() < 0.3:
-        board = board + rng.uniform(0.0, 0.08) * noise.normal(size=board.shape).astype(np.float32)
+        board += rng.uniform(0.0, 0.08) * noise.normal(size=board.shape).astype(np.float32)
     image = to_image(board)
     if rng.random() < 0.5:
         image = damage(image, "blur", rng.uniform(0.2, 1.0), rng)
@@ -512,7 +508,7 @@ def _turn(shots: Sequence[Shot], rng: random.Random, quality: float) -> tuple[st
         all_asks = ("describe all pictures", "describe both pictures", "what is in each picture")
         return rng.choice(all_asks), "\n".join(answers)
     if roll < 0.55:
-        asks = (f"describe {name}", f"what is in {name}", f"what does {name} show")
+        asks: tuple[str, ...] = (f"describe {name}", f"what is in {name}", f"what does {name} show")
         return rng.choice(asks), caption(shot.reading, shot.adjective)
     if roll < 0.82:
         place = rng.choice(PLACES)

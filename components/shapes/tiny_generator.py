@@ -174,7 +174,7 @@ def build_generator(seed: int = 0) -> Flux2KleinPipeline:
 
 def load_generator(folder: str | Path = GENERATOR_FOLDER) -> Flux2KleinPipeline:
     """The pretrained pipeline, in float32 on the CPU, with its progress bar off."""
-    pipeline = Flux2KleinPipeline.from_pretrained(str(folder), torch_dtype=torch.float32, local_files_only=True)
+    pipeline = Flux2KleinPipeline.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -97,7 +97,9 @@ def read_preferences(path: str | Path) -> list[Preference]:
             # the schema that fits best names the column that is missing
             keys = max((keys for keys, _ in _PREFERENCE_SCHEMAS), key=lambda keys: len(keys & set(row)))
             missing = ", ".join(sorted(keys - set(row)))
-            raise ValueError(f"{path}, row {number}: no known preference schema; missing: {missing}; found: {', '.join(sorted(row))}")
+            raise ValueError(
+                f"{path}, row {number}: no known preference schema; missing: {missing}; found: {', '.join(sorted(row))}"
+            )
         try:
             pairs += reader(row, path, number)
         except (ValueError, TypeError, IndexError) as error:
@@ -142,5 +144,3 @@ def _unique(ids: list[str], path: Path) -> None:
         if name in seen:
             raise ValueError(f"{path}: id {name!r} occurs twice; ids must be unique")
         seen.add(name)
-
-

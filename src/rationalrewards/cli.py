@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
-warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning.pytorch.cli")  # Lightning #21900
-
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningCLI

@@ -18,9 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
-    from PIL import Image
-
     from rationalrewards.components.critic import CritiqueRequest
     from rationalrewards.components.records import PromptRecord
 
@@ -115,7 +112,10 @@ class Quickstart:
             "seed": self.seed,
             "wall_seconds": {name: round(record["seconds"], 1) for name, record in results.items()},
             "peak_rss_gb": round(max(record["peak_rss_gb"] for record in results.values()), 2),
-            "critic": {**results["evaluate"]["result"], "within_group_corr": results["rl"]["result"].pop("within_group_corr")},
+            "critic": {
+                **results["evaluate"]["result"],
+                "within_group_corr": results["rl"]["result"].pop("within_group_corr"),
+            },
             "rationales": results["rationalize"]["result"],
             "rl": results["rl"]["result"],
             "refine": results["refine"]["result"],
@@ -173,9 +173,7 @@ class Quickstart:
         return dict(json.loads((self.out / "rationalize" / "summary.json").read_text(encoding="utf-8")))
 
     def _distill(self) -> None:
-        self._command(
-            "fit", "distill", f"--trainer.max_steps={self.sizes.distill_steps}", f"--data.init_args.seed={self.seed}"
-        )
+        self._command("fit", "distill", f"--trainer.max_steps={self.sizes.distill_steps}", f"--data.init_args.seed={self.seed}")
 
     def _evaluate(self) -> dict[str, Any]:
         import math
@@ -292,7 +290,12 @@ class Quickstart:
             captions.append({"prompt": record.prompt, "critique": critique.text if critique else ""})
         (folder / "captions.json").write_text(json.dumps(captions, indent=2), encoding="utf-8")
         clusters = torch.tensor([int(group, 16) % 2**62 for group in groups])
-        measured: dict[str, Any] = {"n": len(requests), "rewards": rewards.total, "truths": truth.total, "groups": groups}
+        measured: dict[str, Any] = {
+            "n": len(requests),
+            "rewards": rewards.total,
+            "truths": truth.total,
+            "groups": groups,
+        }
         for key, values in (("exact", exact), ("truth", truth.total), ("reward", rewards.total)):
             scored = ~values.isnan()
             measured[key] = float(values[scored].mean())
@@ -353,16 +356,25 @@ class Quickstart:
         lines = (self.out / "rl" / "history.jsonl").read_text(encoding="utf-8").splitlines()
         grids = []
         captions = {
-            when: json.loads((self.out / "rl" / when / "captions.json").read_text(encoding="utf-8")) for when in ("before", "after")
+            when: json.loads((self.out / "rl" / when / "captions.json").read_text(encoding="utf-8"))
+            for when in ("before", "after")
         }
         shown = range(min(12, len(captions["before"])))
         pictures = {when: [self.out / "rl" / when / f"{i:02d}.png" for i in shown] for when in captions}
         texts = {when: [captions[when][i]["critique"] for i in shown] for when in captions}
         prompts = [captions["before"][i]["prompt"] for i in shown]
         grids.append(
-            Grid("RL: base generator and trained generator, same noise", prompts, pictures["before"], pictures["after"], *texts.values())
+            Grid(
+                "RL: base generator and trained generator, same noise",
+                prompts,
+                pictures["before"],
+                pictures["after"],
+                *texts.values(),
+            )
         )
-        traces = [t for t in read_jsonl(self.out / "refine" / "refinements.jsonl", Refinement) if t.arm == "refine_keep_best"][:12]
+        traces = [t for t in read_jsonl(self.out / "refine" / "refinements.jsonl", Refinement) if t.arm == "refine_keep_best"][
+            :12
+        ]
         first, chosen = [t.candidates[0] for t in traces], [t.candidates[t.chosen] for t in traces]
         grids.append(
             Grid(
@@ -431,7 +443,9 @@ def main(arguments: list[str] | None = None) -> None:
     for field in fields(Sizes):
         flag = f"--{field.name.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=field.default, help=f"{HELP[field.name]} (default: {field.default})")
-    parser.add_argument("--any-critic", action="store_true", help="run RL even on a critic without resolution (to try tiny sizes)")
+    parser.add_argument(
+        "--any-critic", action="store_true", help="run RL even on a critic without resolution (to try tiny sizes)"
+    )
     options = vars(parser.parse_args(arguments))
     # a waiting BLAS thread burns a core of two; torch does the heavy work here, and it has threads of its own
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

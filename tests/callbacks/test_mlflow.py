@@ -210,9 +210,7 @@ def test_the_parent_of_a_failed_stage_has_failed(mlflow_uri: str, tmp_path: Path
     assert mlflow.MlflowClient(mlflow_uri).get_run(parent).info.status == "FAILED"
 
 
-def test_a_parent_that_does_not_exist_is_named(
-    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_parent_that_does_not_exist_is_named(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         monkeypatch.context() as changed,
         pytest.raises(ValueError, match=r"RATIONALREWARDS_PARENT_RUN=0+ is not a run in sqlite"),
@@ -232,9 +230,7 @@ def test_a_deleted_experiment_is_named(mlflow_uri: str) -> None:
 
 
 @pytest.mark.parametrize("logger", ["none", "csv", "fast_dev_run"])
-def test_without_mlflow_nothing_happens(
-    logger: str, mlflow_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_mlflow_nothing_happens(logger: str, mlflow_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     callbacks = [MLflowArtifacts(["critic"]), MLflowSystemMetrics(), MLflowParent("0" * 32), MLflowParent(name="job")]
     made = {"none": False, "csv": CSVLogger(tmp_path), "fast_dev_run": logger_on(mlflow_uri, tmp_path)}[logger]
     with caplog.at_level(logging.DEBUG, "rationalrewards.callbacks.mlflow"):

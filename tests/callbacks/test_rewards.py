@@ -204,9 +204,7 @@ def test_a_module_without_rounds_is_left_alone(tmp_path: Path) -> None:
         def on_train_epoch_start(self) -> None:
             pass
 
-    trainer = Trainer(
-        max_epochs=1, callbacks=[RewardLogging(str(tmp_path))], logger=False, limit_val_batches=0, **OPTIONS
-    )
+    trainer = Trainer(max_epochs=1, callbacks=[RewardLogging(str(tmp_path))], logger=False, limit_val_batches=0, **OPTIONS)
     trainer.fit(Silent())
     assert not [name for name in trainer.callback_metrics if "aspect" in name]
     assert [line["epoch"] for line in read_history(tmp_path / "history.jsonl")] == [0]

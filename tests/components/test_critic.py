@@ -11,7 +11,14 @@ from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest, T
 from rationalrewards.components.critic import ComparisonRequest, Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat, save_fingerprint
 from rationalrewards.components.critique.formats import REFINEMENT_HEADING
-from rationalrewards.components.records import AspectComparison, AspectCritique, Critique, NotApplicable, PairCritique, Unscored
+from rationalrewards.components.records import (
+    AspectComparison,
+    AspectCritique,
+    Critique,
+    NotApplicable,
+    PairCritique,
+    Unscored,
+)
 from rationalrewards.components.rewards import CritiqueReward
 
 FORMAT = CritiqueFormat()

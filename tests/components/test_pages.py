@@ -69,11 +69,7 @@ class Page(HTMLParser):
         raise AssertionError(f"a comment: {data}")
 
     def all(self, tag: str, class_: str | None = None) -> list[dict[str, str | None]]:
-        return [
-            a
-            for name, a in self.elements
-            if name == tag and (class_ is None or class_ in (a.get("class") or "").split())
-        ]
+        return [a for name, a in self.elements if name == tag and (class_ is None or class_ in (a.get("class") or "").split())]
 
 
 def check_closed(text: str) -> Page:
@@ -106,9 +102,7 @@ def candidate(image: str, reward: float | None, **changes: object) -> Candidate:
 
 @pytest.fixture
 def record(tmp_path: Path) -> Refinement:
-    first = candidate(
-        drawn(tmp_path / "a.png", "blue"), 0.25, aspects={"text_faithfulness": 2.5, "text_rendering": None}
-    )
+    first = candidate(drawn(tmp_path / "a.png", "blue"), 0.25, aspects={"text_faithfulness": 2.5, "text_rendering": None})
     second = candidate(drawn(tmp_path / "b.png"), 0.75, round=1, request="a sharp red circle top left")
     return Refinement("p1", "t2i", "red circle top left", "refine", (first, second), 1, "threshold met")
 
@@ -245,9 +239,7 @@ def test_changes_tell_both_requests(original: str, text: str) -> None:
 
 
 def test_changes_mark_whole_passages() -> None:
-    marked = changed_words(
-        "red circle top left, blue square", "a sharp picture: red circle at the top left, blue square"
-    )
+    marked = changed_words("red circle top left, blue square", "a sharp picture: red circle at the top left, blue square")
     assert marked == "<ins>a sharp picture:</ins> red circle <ins>at the</ins> top left, blue square"
     assert changed_words("turn it red", "turn it green") == "turn it <del>red</del><ins>green</ins>"
 

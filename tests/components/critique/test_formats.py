@@ -165,7 +165,11 @@ def test_a_request_stays_a_request(prompt: str) -> None:
 
 
 @PROPERTY
-@given(st.lists(st.one_of(st.sampled_from(["<", "|", "/", "request", ">", "image", "im_end", "</request>", "<|"]), st.text(max_size=3))))
+@given(
+    st.lists(
+        st.one_of(st.sampled_from(["<", "|", "/", "request", ">", "image", "im_end", "</request>", "<|"]), st.text(max_size=3))
+    )
+)
 def test_any_request_stays_a_request(pieces: list[str]) -> None:
     _assert_inert(quote_request("".join(pieces)))
 

@@ -155,7 +155,13 @@ def test_a_refined_request_may_quote_headings(quoted: str) -> None:
 
 @pytest.mark.parametrize(
     "running_text",
-    ["the score of 2 would be too low", "Summary of flaws follows", "Score 1 is too hard", "Winner takes all", "text rendering"],
+    [
+        "the score of 2 would be too low",
+        "Summary of flaws follows",
+        "Score 1 is too hard",
+        "Winner takes all",
+        "text rendering",
+    ],
 )
 def test_running_text_opens_no_field(running_text: str) -> None:
     text = CANONICAL.replace("a soft edge", f"a soft edge\n{running_text}")
@@ -280,7 +286,19 @@ def test_one_missing_score_leaves_no_verdict() -> None:
 # -- any text at all ---------------------------------------------------------------------------------------------------
 
 _pieces = st.sampled_from(
-    [*CANONICAL.split("\n"), *PAIR.split("\n"), "<think>", "</think>", "## Score: 5", "## Score:", "4/4", "**", "#", "Score A", ""]
+    [
+        *CANONICAL.split("\n"),
+        *PAIR.split("\n"),
+        "<think>",
+        "</think>",
+        "## Score: 5",
+        "## Score:",
+        "4/4",
+        "**",
+        "#",
+        "Score A",
+        "",
+    ]
 )
 _texts = st.one_of(
     st.text(max_size=80),

@@ -44,7 +44,9 @@ def _images(messages: list[dict]) -> list[Image.Image]:  # type: ignore[type-arg
 
 def test_the_hint_is_the_only_difference_between_anchored_and_asked() -> None:
     asked = FORMAT.pairwise_messages("edit", "add a hat", [SOURCE], (FIRST, SECOND))
-    anchored = {label: anchor_messages(FORMAT, "edit", "add a hat", [SOURCE], (FIRST, SECOND), label) for label in ("A", "B", "tie")}
+    anchored = {
+        label: anchor_messages(FORMAT, "edit", "add a hat", [SOURCE], (FIRST, SECOND), label) for label in ("A", "B", "tie")
+    }
     for messages in anchored.values():
         assert messages[0] == asked[0]
         assert messages[1]["content"][:-1] == asked[1]["content"]
@@ -125,7 +127,9 @@ def test_a_label_echo_is_found(text: str) -> None:
     assert label_echo(text) != ""
 
 
-@pytest.mark.parametrize("text", ["two people stand on grass", "I prefer neither", "the label on the bottle reads COLA", "A human face"])
+@pytest.mark.parametrize(
+    "text", ["two people stand on grass", "I prefer neither", "the label on the bottle reads COLA", "A human face"]
+)
 def test_ordinary_words_are_no_echo(text: str) -> None:
     assert label_echo(text) == ""
 

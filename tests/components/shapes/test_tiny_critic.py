@@ -260,7 +260,7 @@ def test_learning_rate_warms_up_stays_and_falls() -> None:
 @pytest.mark.slow
 def test_a_short_pretraining_learns_and_leaves_a_folder_that_loads(tmp_path: Path) -> None:
     log = pretrain_critic.pretrain(
-        tmp_path / "critic", steps=60, polish=15, seed=0, batch=8, peak=2e-3, glance_every=1000
+        tmp_path / "critic", steps=60, polish=10, reading=5, seed=0, batch=8, peak=2e-3, glance_every=1000
     )
     # 75 steps learn at least the form of a caption; untrained, the loss is ln(vocabulary) = 6.5
     assert log[0]["loss"] > log[-1]["loss"] and log[-1]["loss"] < 3.0
@@ -289,9 +289,7 @@ def test_checkpoint_reads_the_picture_that_is_asked_for_in_a_padded_batch(
     rows = [images[:1], images[1:3], images[3:6]]
     questions = ["describe the picture", "describe picture 2", "describe picture 3"]
     together = pretrain_critic.answer(*trained, rows, questions)
-    alone = [
-        pretrain_critic.answer(*trained, [row], [question])[0] for row, question in zip(rows, questions, strict=True)
-    ]
+    alone = [pretrain_critic.answer(*trained, [row], [question])[0] for row, question in zip(rows, questions, strict=True)]
     assert together == alone
     asked = [row[-1] for row in rows]
     assert pretrain_critic.place_accuracy(together, asked)["place"] >= 10 / 12

@@ -1,0 +1,263 @@
+"""PARROT on the shapes world, with the simulated teacher whose faults are known: what stays, what falls out and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
+from rationalrewards.components.critique import CritiqueFormat
+from rationalrewards.components.critique.teacher import HINT, label_echo
+from rationalrewards.components.parrot import Ledger, Outcome, ParrotOptions, rationalize, summarise
+from rationalrewards.components.records import Preference, read_jsonl
+from rationalrewards.components.shapes.pairs import write_preferences
+from rationalrewards.components.shapes.teacher import ShapesTeacher
+
+FORMAT = CritiqueFormat("shapes")
+PERFECT = {"hallucination": 0.0, "obedience": 0.0, "vagueness": 0.0, "label_echo": 0.0, "position_bias": 0.0}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Preference]:
+    """Drawn pairs with true labels. Critiques round quality to 0.5 and the rest to 0.1 of a 1...4 scale, which moves a
+    reward over two aspects by up to (0.25 + 0.05) / 2 / 3 = 0.05; beyond twice that, rounding turns no order around."""
+    path = write_preferences(tmp_path_factory.mktemp("pairs"), 60, seed=3, label_noise=0.0, tie=0.12)
+    return read_jsonl(path, Preference)
+
+
+def _run(
+    pairs: Sequence[Preference], teacher: ChatModel, ledger: Ledger | None = None, **options: object
+) -> tuple[list[Outcome], dict[str, object]]:
+    settings = ParrotOptions(**{"control_share": 0.0, **options})  # type: ignore[arg-type]
+    outcomes = rationalize(pairs, teacher, FORMAT, settings, ledger or Ledger())
+    return outcomes, summarise(outcome.as_json() for outcome in outcomes)
+
+
+def _decided(pairs: Sequence[Preference]) -> list[Preference]:
+    return [pair for pair in pairs if pair.winner != "tie"]
+
+
+def test_a_perfect_teacher_keeps_all_decided_pairs(pairs: list[Preference]) -> None:
+    decided = _decided(pairs)
+    assert {pair.task for pair in decided} == {"t2i", "edit"} and len(decided) > 30
+    outcomes, summary = _run(decided, ShapesTeacher(**PERFECT))
+    assert [outcome.pair for outcome in outcomes] == decided
+    assert (summary["kept"], summary["kept_rate"], summary["reasons"]) == (len(decided), 1.0, {})
+    for outcome in outcomes:
+        rationale, pair = outcome.rationale, outcome.pair
+        assert rationale is not None and rationale.pair == pair and outcome.stage == "refine"
+        assert rationale.format == FORMAT.fingerprint
+        assert rationale.provenance["teacher"] == ShapesTeacher(**PERFECT).identity
+        # what distillation learns from predicts the label, in both modes, and never says that it was told
+        assert FORMAT.parse_pair(rationale.pair_text, pair.task).verdict() == pair.winner
+        first, second = (FORMAT.parse(text, pair.task) for text in rationale.point_texts)
+        assert (first.reward() > second.reward()) == (pair.winner == "A")  # type: ignore[operator]
+        assert first.refined_request and second.refined_request
+        for text in (rationale.pair_text, *rationale.point_texts):
+            assert HINT not in text and label_echo(text) == ""
+
+
+def test_every_pair_is_accounted_for(pairs: list[Preference]) -> None:
+    clumsy = ShapesTeacher(hallucination=0.5, obedience=0.5, vagueness=0.3, label_echo=0.3, position_bias=0.5)
+    foreign = replace(pairs[0], id="foreign", task="t2i", sources=(), prompt="a portrait of a cat")
+    everything = [*pairs, foreign]
+    outcomes, summary = _run(everything, clumsy)
+    assert [outcome.pair.id for outcome in outcomes] == [pair.id for pair in everything]
+    reasons = summary["reasons"]
+    assert isinstance(reasons, dict) and len(reasons) >= 4  # faults of several kinds were met
+    assert sum(reasons.values()) + summary["kept"] == summary["pairs"] == len(everything)  # type: ignore[operator]
+    for outcome in outcomes:
+        assert (outcome.rationale is None) == bool(outcome.reason)
+        assert outcome.rationale is None or outcome.stage == "refine"
+    last = outcomes[-1]
+    assert last.stage == "anchor" and last.reason.startswith("no answer: the simulated teacher cannot answer")
+
+
+def test_a_label_echo_is_dropped(pairs: list[Preference]) -> None:
+    outcomes, summary = _run(pairs, ShapesTeacher(**{**PERFECT, "label_echo": 1.0}))
+    assert summary["kept"] == 0 and summary["reasons"] == {"anchor: label echo": len(pairs)}
+    assert outcomes[0].reason == "label echo: 'people prefer'"
+
+
+def test_vague_rationales_do_not_predict_a_decided_label(pairs: list[Preference]) -> None:
+    decided = _decided(pairs)
+    _, summary = _run(decided, ShapesTeacher(**{**PERFECT, "vagueness": 1.0}), check_images=False)
+    assert summary["reasons"] == {"check: does not predict the label": len(decided)}
+
+
+def test_only_a_check_that_sees_the_pictures_finds_out_a_wrong_label(pairs: list[Preference]) -> None:
+    """The control: every pair once more with the wrong label, from a teacher that obeys it."""
+    teacher = ShapesTeacher(**{**PERFECT, "obedience": 1.0})
+    rates = {}
+    for shown in (True, False):
+        outcomes, summary = _run(_decided(pairs), teacher, control_share=1.0, check_images=shown)
+        assert summary["control_pairs"] == sum(outcome.wrong_label_passed is not None for outcome in outcomes) > 30
+        rates[shown] = summary["wrong_label_pass_rate"], summary["right_label_pass_rate"]
+    (seen_wrong, seen_right), (blind_wrong, blind_right) = rates[True], rates[False]
+    assert seen_wrong < blind_wrong  # type: ignore[operator]
+    # blind, the check passes the wrong label more often than not; with pictures it selects
+    assert blind_wrong > 0.5 > seen_wrong and blind_right > 0.5 and seen_right > 0.5  # type: ignore[operator]
+
+
+def test_the_control_leaves_the_main_run_alone(pairs: list[Preference]) -> None:
+    teacher = ShapesTeacher()
+    without, with_all = (_run(pairs, teacher, control_share=share)[0] for share in (0.0, 1.0))
+    assert [outcome.rationale for outcome in without] == [outcome.rationale for outcome in with_all]
+    assert [outcome.reason for outcome in without] == [outcome.reason for outcome in with_all]
+    assert all(outcome.wrong_label_passed is None for outcome in without)
+    some = _run(pairs, teacher, control_share=0.4)[0]
+    chosen = {outcome.pair.id for outcome in some if outcome.wrong_label_passed is not None}
+    assert 0 < len(chosen) < len(_decided(pairs))
+    assert all(outcome.pair.winner != "tie" for outcome in some if outcome.pair.id in chosen)
+
+
+def test_batches_and_their_order_change_nothing(pairs: list[Preference]) -> None:
+    teacher = ShapesTeacher(seed=4)
+    together = {outcome.pair.id: outcome.as_json() for outcome in _run(pairs, teacher, control_share=0.3)[0]}
+    one_by_one = {
+        outcome.pair.id: outcome.as_json() for pair in pairs[::-1] for outcome in _run([pair], teacher, control_share=0.3)[0]
+    }
+    assert one_by_one == together
+
+
+def test_a_second_run_asks_nothing_and_gives_the_same(tmp_path: Path, pairs: list[Preference]) -> None:
+    path = tmp_path / "ledger.jsonl"
+    teacher = ShapesTeacher(hallucination=0.3)
+    with Ledger(path) as ledger:
+        half = _run(pairs[:30], teacher, ledger, control_share=0.2)[0]
+        asked_for_half = ledger.asked
+    with Ledger(path) as ledger:
+        whole = _run(pairs, teacher, ledger, control_share=0.2)[0]
+        assert 0 < ledger.asked < 2 * asked_for_half
+    with Ledger(path) as ledger:
+        again = _run(pairs, _Silent(teacher.identity), ledger, control_share=0.2)[0]
+        assert ledger.asked == 0
+    assert again == whole and whole[:30] == half
+    with Ledger(path) as ledger:  # another seed is another question wherever the teacher is sampled
+        _run(pairs[:1], teacher, ledger, seed=1)
+        assert ledger.asked > 0
+
+
+class _Silent(ChatModel):
+    """A teacher that must not be asked."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def identity(self) -> str:
+        return self.name
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        raise AssertionError("asked again")
+
+
+class _Voter(ChatModel):
+    """The perfect teacher, but its checks are answered from a list."""
+
+    def __init__(self, votes: Sequence[ChatReply | str]) -> None:
+        self.teacher = ShapesTeacher(**PERFECT)
+        self.votes = list(votes)
+        self.temperatures: set[float] = set()
+
+    @property
+    def identity(self) -> str:
+        return "voter"
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        replies = []
+        for request in requests:
+            if "Which picture is better" in request.text():
+                self.temperatures.add(request.temperature)
+                vote = self.votes.pop(0)
+                replies.append(vote if isinstance(vote, ChatReply) else ChatReply(vote))
+            else:
+                replies += self.teacher.complete([request])
+        return replies
+
+
+A, B, TIE, MUMBLE, DOWN = "A is preferred", "B is preferred", "Tie", "hm", ChatReply("", failure="timed out")
+
+
+@pytest.mark.parametrize(
+    ("votes", "threshold", "reason"),
+    [
+        ([A], 0.5, ""),
+        ([B], 0.5, "does not predict the label"),
+        ([TIE], 0.5, "does not predict the label"),
+        ([MUMBLE], 0.5, "unreadable verdict"),
+        ([DOWN], 0.5, "no answer: timed out"),
+        ([A, A, B], 0.5, ""),
+        ([A, B, B], 0.5, "does not predict the label"),
+        ([A, B], 0.5, "does not predict the label"),  # half is not more than half
+        ([A, A, B], 1.0, "does not predict the label"),
+        ([A, A, A], 1.0, ""),
+        ([A, A, MUMBLE], 0.5, ""),
+        ([A, DOWN, DOWN], 0.5, "does not predict the label"),  # a lost vote is no vote for the label
+        ([MUMBLE, DOWN], 0.5, "unreadable verdict"),
+        ([DOWN, DOWN], 0.5, "no answer: timed out"),
+        ([A, B, B, B], 0.2, ""),
+    ],
+)
+def test_votes(pairs: list[Preference], votes: list[ChatReply | str], threshold: float, reason: str) -> None:
+    pair = next(pair for pair in pairs if pair.winner == "A")
+    voter = _Voter(votes)
+    (outcome,), _ = _run([pair], voter, check_votes=len(votes), check_threshold=threshold, temperature=0.6)
+    assert outcome.reason == reason and (outcome.rationale is None) == bool(reason)
+    assert not voter.votes
+    assert voter.temperatures == ({0.0} if len(votes) == 1 else {0.6})  # several greedy votes would be one vote
+
+
+def test_the_margin_between_projected_rewards(pairs: list[Preference]) -> None:
+    decided = _decided(pairs)
+    teacher = ShapesTeacher(**PERFECT)
+    margins = {margin: _run(decided, teacher, order_margin=margin) for margin in (0.0, 0.3, 1.0)}
+    kept = [summary["kept"] for _, summary in margins.values()]
+    assert kept[0] == len(decided) > kept[1] > kept[2] == 0  # type: ignore[operator]
+    assert margins[1.0][1]["reasons"] == {"project: projected scores do not order the pair as the label does": len(decided)}
+    for outcome in margins[0.3][0]:
+        if outcome.rationale is not None:
+            first, second = (FORMAT.parse(text, outcome.pair.task).reward() for text in outcome.rationale.point_texts)
+            assert abs(first - second) > 0.3  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"check_show": "winners"}, "check_show must be justifications, scores or all, got 'winners'"),
+        ({"check_votes": 0}, "check_votes must be at least 1, got 0"),
+        ({"check_threshold": 1.5}, "check_threshold is a share between 0 and 1, got 1.5"),
+        ({"control_share": -0.1}, "control_share is a share between 0 and 1, got -0.1"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ParrotOptions(**options)  # type: ignore[arg-type]
+
+
+def test_summary_by_hand() -> None:
+    def row(stage: str, reason: str, control: bool | None = None) -> dict[str, object]:
+        return {"kept": not reason, "last_stage": stage, "reason": reason, "wrong_label_passed": control, "origin": ""}
+
+    rows = [
+        row("anchor", "no answer: HTTP 500", False),
+        row("anchor", "no answer: timed out"),
+        row("check", "does not predict the label", True),
+        row("project", "unreadable: Text Rendering is missing", False),
+        row("refine", "", False),
+        row("refine", ""),
+    ]
+    summary = summarise(rows)
+    assert (summary["pairs"], summary["anchored"], summary["kept"]) == (6, 4, 2)
+    assert summary["kept_rate"] == pytest.approx(2 / 6)
+    assert summary["right_label_pass_rate"] == pytest.approx(3 / 6)
+    assert (summary["control_pairs"], summary["wrong_label_pass_rate"]) == (4, 0.25)
+    assert Counter(summary["reasons"]) == {
+        "anchor: no answer": 2,
+        "check: does not predict the label": 1,
+        "project: unreadable": 1,
+    }
+    assert summarise([])["kept_rate"] is None
