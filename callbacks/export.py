@@ -27,9 +27,9 @@ class CriticExport(Callback):
         writable_folder(self.output_dir)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the folder."""
-        if trainer.is_global_zero:
-            pl_module.export(self.output_dir)  # type: ignore[operator]
+        """Write the folder: every process takes part, since it may hold the weights of its share only."""
+        pl_module.export(self.output_dir)  # type: ignore[operator]
+        trainer.strategy.barrier("critic exported")
 
 
 class AdapterExport(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ def writable_folder(path: str | Path) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.touch()
-        probe.unlink()
+        # a name of its own: several processes may look at the same time
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise PermissionError(f"cannot write to {folder} ({error}); choose another output_dir") from error
     return folder

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from rationalrewards.components.critique import CritiqueFormat, save_fingerprint
 from rationalrewards.components.critique.formats import Message
 from rationalrewards.components.records import Preference, Unscored, open_picture
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .base import RewardsModule
@@ -69,32 +73,46 @@ class RationaleDistillModule(RewardsModule):
         self.val_max_tokens = val_max_tokens
         self.student: Any = None
         self.processor: Any = None
-        self.strict_loading = lora_rank is None
+        self._zero3: Any = None
+        # a checkpoint may hold what trains only (a LoRA; DeepSpeed's exclude_frozen_parameters); on_load_checkpoint checks that
+        self.strict_loading = False
         self._correct: list[float] = []
         self._unscored = 0
 
     def configure_model(self) -> None:
-        """Load the student (once), freeze what does not train, add the LoRA if there is one."""
+        """Load the student (once), freeze what does not train, add the LoRA if there is one; split it under ZeRO-3 and FSDP2."""
         if self.student is not None:
             return
+        if self._trainer is not None and getattr(self.trainer.strategy, "zero_stage_3", False):
+            from transformers.integrations import HfDeepSpeedConfig
+
+            # transformers then splits weights while it loads them; it holds a weak reference only
+            self._zero3 = HfDeepSpeedConfig(self.trainer.strategy.config)  # type: ignore[attr-defined]
         self.processor = AutoProcessor.from_pretrained(resolve(self.path))
-        student = AutoModelForImageTextToText.from_pretrained(resolve(self.path), dtype=getattr(torch, self.dtype_name))
+        student = self._load()
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": False})
             student.enable_input_require_grads()
-        if self.lora_rank is not None:
-            from peft import LoraConfig, get_peft_model
-
-            config = LoraConfig(r=self.lora_rank, lora_alpha=self.lora_alpha, target_modules=self._language_linears(student))
-            student = get_peft_model(student, config)
-        else:
+        if self.lora_rank is None:
             for name, parameter in student.named_parameters():
                 if _is_projector(name):
                     parameter.requires_grad_(not self.freeze_projector)
                 elif _is_vision(name):
                     parameter.requires_grad_(not self.freeze_vision)
         student.train()
+        if self.device_mesh is not None:
+            _shard(student, self.device_mesh["data_parallel"])
         self.student = student
+
+    def _load(self) -> Any:
+        student = AutoModelForImageTextToText.from_pretrained(resolve(self.path), dtype=getattr(torch, self.dtype_name))
+        if self.lora_rank is None:
+            return student
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=self.lora_rank, lora_alpha=self.lora_alpha, target_modules=self._language_linears(student))
+        with _whole_new_weights():
+            return get_peft_model(student, config)
 
     def _language_linears(self, student: Any) -> list[str]:
         found = [
@@ -200,11 +218,14 @@ class RationaleDistillModule(RewardsModule):
                 self._correct.append(float((a > b) == (pair.winner == "A") and a != b))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracy on decided pairs; unscored pairs count as wrong."""
-        if self._correct:
-            n = float(len(self._correct))
-            self.log("val/pair_accuracy", sum(self._correct) / n, prog_bar=True, sync_dist=True)
-            self.log("val/unscored_rate", self._unscored / n, sync_dist=True)
+        """Log the accuracy on decided pairs of all processes; unscored pairs count as wrong."""
+        counts = torch.tensor([len(self._correct), sum(self._correct), self._unscored], dtype=torch.float64, device=self.device)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(counts)
+        n, correct, unscored = counts.tolist()
+        if n:
+            self.log("val/pair_accuracy", correct / n, prog_bar=True, sync_dist=True)
+            self.log("val/unscored_rate", unscored / n, sync_dist=True)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """With a LoRA, only the LoRA: the base is named by ``path``."""
@@ -212,26 +233,88 @@ class RationaleDistillModule(RewardsModule):
         return state if self.lora_rank is None else {key: value for key, value in state.items() if "lora_" in key}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Check that a LoRA checkpoint holds every LoRA weight (``strict_loading`` cannot: the base is not in it)."""
-        if self.lora_rank is None or self.student is None or "state_dict" not in checkpoint:
+        """Check that a checkpoint holds every weight that this module keeps there (DeepSpeed and FSDP2 load weights on their own).
+
+        Raises:
+            ValueError: If weights are missing.
+        """
+        if self.student is None or "state_dict" not in checkpoint:
             return
         missing = [name for name in self.state_dict() if name not in checkpoint["state_dict"]]
         if missing:
-            raise ValueError(
-                f"the checkpoint lacks {len(missing)} LoRA weights, first {missing[0]!r}; is it of another rank or base?"
-            )
+            kind = "weights" if self.lora_rank is None else "LoRA weights"
+            raise ValueError(f"the checkpoint lacks {len(missing)} {kind}, first {missing[0]!r}; is it of another rank or base?")
 
     def export(self, folder: str) -> None:
-        """Write the critic as a plain transformers folder, LoRA merged, with its format's fingerprint."""
+        """Write the critic as a plain transformers folder, LoRA merged, with its format's fingerprint.
+
+        Of several processes all have to call this, since split weights are gathered; the first one writes.
+        """
+        weights = self._whole_weights()
+        if self.global_rank > 0:
+            return
         student = self.student
         if self.lora_rank is not None:
-            import copy
-
-            student = copy.deepcopy(student).merge_and_unload()
-        student.save_pretrained(folder)
+            self._zero3 = None  # or transformers would split this copy too
+            student = self._load()
+            student.load_state_dict(weights, strict=False)
+            student, weights = student.merge_and_unload(), None
+        student.save_pretrained(folder, state_dict=weights)
         self.processor.tokenizer.padding_side = "left"
         self.processor.save_pretrained(folder)
         save_fingerprint(folder, self.format)
+
+    def _whole_weights(self) -> dict[str, Tensor] | None:
+        """The student's weights on the CPU, of a LoRA student the LoRA only; nothing but on the first process."""
+        whole: dict[str, Tensor] = {}
+        made: dict[int, Tensor] = {}
+        for name, value in self.student.state_dict(keep_vars=True).items():
+            if self.lora_rank is not None and "lora_" not in name:
+                continue
+            if id(value) not in made:  # tied weights stay one
+                gathered = _gathered(value)
+                if self.global_rank == 0:
+                    made[id(value)] = gathered.cpu()
+            if self.global_rank == 0:
+                whole[name] = made[id(value)]
+        return whole
+
+
+def _gathered(value: Tensor) -> Tensor:
+    """A weight, whole, however a strategy has split it; all processes take part."""
+    if hasattr(value, "ds_id"):
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([value]):
+            return value.detach().clone()
+    if isinstance(value, DTensor):
+        return value.detach().full_tensor()
+    return value.detach()
+
+
+def _shard(student: Any, mesh: DeviceMesh) -> None:
+    """Split a student's weights with FSDP2, block by block."""
+    from torch.distributed.fsdp import fully_shard
+
+    blocks = set(student._no_split_modules or [])  # names of the classes of its repeated blocks
+    for module in student.modules():
+        if type(module).__name__ in blocks:
+            fully_shard(module, mesh=mesh)
+    fully_shard(student, mesh=mesh)
+    student._is_fsdp_managed_module = True  # `generate` then keeps processes in step whose answers differ in length
+
+
+@contextmanager
+def _whole_new_weights() -> Iterator[None]:
+    """Under ZeRO-3, leave new weights whole until the strategy splits them: PEFT cannot initialise the parts."""
+    partition = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    if partition is not None:
+        partition.shutdown_init_context()
+    try:
+        yield
+    finally:
+        if partition is not None:
+            partition.restore_init_context()
 
 
 def _is_projector(name: str) -> bool:

@@ -6,6 +6,7 @@ Everything is imported where it is used: importing this file costs nothing, and 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from rationalrewards.components.chat import ChatModel, ChatRequest
     from rationalrewards.components.generation import FlowGenerator
     from rationalrewards.components.records import Preference
     from rationalrewards.datamodules import PromptDataModule, RationaleDataModule
@@ -159,3 +161,46 @@ def drawings(count: int, seed: int = 0) -> list[Any]:
 
     rng = random.Random(seed)
     return [draw(random_scene(rng), random_shifts(rng)) for _ in range(count)]
+
+
+def truthful(fails: Callable[[ChatRequest], bool] = lambda request: False) -> ChatModel:
+    """A chat model that critiques single pictures as the ground truth sees them.
+
+    Args:
+        fails: Requests that get no answer.
+    """
+    import re
+
+    from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
+    from rationalrewards.components.critique import CritiqueFormat
+    from rationalrewards.components.shapes import judge, phrases
+
+    class Truthful(ChatModel):
+        format = CritiqueFormat("shapes")
+        asked = 0
+
+        @property
+        def identity(self) -> str:
+            return "the ground truth"
+
+        def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+            self.asked += len(requests)
+            return [ChatReply("", failure="told to fail") if fails(r) else ChatReply(self._critique(r)) for r in requests]
+
+        def _critique(self, request: ChatRequest) -> str:
+            prompt = re.search(r"<request>(.*?)</request>", request.text(), re.DOTALL)
+            assert prompt is not None
+            *sources, image = request.images()
+            asked = phrases.Asked(prompt[1], judge.read(sources[:1])[0].scene if sources else None)
+            critique = phrases.critique(asked, judge.read([image])[0])
+            text = self.format.render(critique, "edit" if sources else "t2i")
+            return min((text.split(mark)[0] for mark in request.stop), key=len, default=text)
+
+    return Truthful()
+
+
+def smooth(parameters: Any) -> Any:
+    """AdamW whose step depends smoothly on the gradient: where it is all but zero, its sign is rounding and must not count."""
+    import torch
+
+    return torch.optim.AdamW(parameters, lr=1e-3, eps=1e-2)

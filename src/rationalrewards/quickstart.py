@@ -40,7 +40,7 @@ class Sizes:
     rl_prompts: int = 512
     eval_prompts: int = 96
     eval_copies: int = 4
-    distill_steps: int = 600
+    distill_steps: int = 450
     rl_updates: int = 40
     images_per_prompt: int = 4
     untrained_pairs: int = 60
@@ -105,7 +105,7 @@ class Quickstart:
                 record = {"result": result, "seconds": time.perf_counter() - started, "peak_rss_gb": _peak_rss_gb()}
                 done.parent.mkdir(parents=True, exist_ok=True)
                 part = done.with_suffix(".part")
-                part.write_text(json.dumps(record, indent=2), encoding="utf-8")
+                part.write_text(json.dumps(_plain(record), indent=2, allow_nan=False), encoding="utf-8")
                 part.replace(done)
             results[name] = json.loads(done.read_text(encoding="utf-8"))
         summary = {
@@ -170,14 +170,15 @@ class Quickstart:
 
     def _rationalize(self) -> dict[str, Any]:
         self._command("predict", "rationalize", f"--model.init_args.options.seed={self.seed}")
-        return dict(json.loads((self.out / "rationalize" / "summary.json").read_text(encoding="utf-8")))
+        counts = dict(json.loads((self.out / "rationalize" / "summary.json").read_text(encoding="utf-8")))
+        for rate, n in (("kept_rate", "pairs"), ("right_label_pass_rate", "pairs"), ("wrong_label_pass_rate", "control_pairs")):
+            counts |= _interval(rate, counts[rate], counts[n])
+        return counts
 
     def _distill(self) -> None:
         self._command("fit", "distill", f"--trainer.max_steps={self.sizes.distill_steps}", f"--data.init_args.seed={self.seed}")
 
     def _evaluate(self) -> dict[str, Any]:
-        import math
-
         from rationalrewards.components.records import open_picture, read_jsonl
         from rationalrewards.components.shapes import judge
         from rationalrewards.components.shapes.phrases import Asked
@@ -212,17 +213,17 @@ class Quickstart:
             "pair_accuracy_ci95": [after["test/pair_accuracy_low"], after["test/pair_accuracy_high"]],
             "n_pairs": int(after["test/n_pairs"]),
             "unscored_rate": after["test/unscored_rate"],
-            "tie_rate": _number(after["test/tie_rate"], math.nan),
+            **_interval("unscored_rate", after["test/unscored_rate"], int(after["test/n_pairs"])),
+            "tie_rate": after["test/tie_rate"],
             "untrained_pair_accuracy": before["test/pair_accuracy"],
             "untrained_unscored_rate": before["test/unscored_rate"],
-            "untrained_pair_accuracy_n": int(before["test/n_pairs"]),
+            **_interval("untrained_pair_accuracy", before["test/pair_accuracy"], int(before["test/n_pairs"])),
+            **_interval("untrained_unscored_rate", before["test/unscored_rate"], int(before["test/n_pairs"])),
             "aspect_mae": {key: sum(found) / len(found) for key, found in errors.items()},
             "aspect_mae_n": {key: len(found) for key, found in errors.items()},
         }
 
     def _rl(self) -> dict[str, Any]:
-        import math
-
         from rationalrewards.components.rewards import within_group_correlation
 
         before = self._measure(None, "before")
@@ -244,7 +245,7 @@ class Quickstart:
         history = [json.loads(line) for line in (self.out / "rl" / "history.jsonl").read_text(encoding="utf-8").splitlines()]
         result["updates"] = len(history)
         correlation = within_group_correlation(before["rewards"], before["truths"], before["groups"])
-        result["within_group_corr"] = _number(correlation, math.nan)
+        result["within_group_corr"] = correlation
         return result
 
     def _run_id(self, stage: str) -> str:
@@ -345,6 +346,7 @@ class Quickstart:
         result["images_per_prompt"] = self.sizes.images_per_prompt
         result["n"] = len(base)
         result["harm_rate"] = sum(kept[key] < base[key] - 1e-6 for key in base) / len(base)
+        result |= _interval("harm_rate", result["harm_rate"], len(base))
         return result
 
     # -- showing --------------------------------------------------------------------------------------------------------
@@ -394,8 +396,22 @@ def _writer(name: str, folder: Path) -> dict[str, Any]:
     return {"class_path": f"rationalrewards.callbacks.{name}", "init_args": {"output_dir": str(folder)}}
 
 
-def _number(value: float, missing: float) -> float | None:
-    return None if value != value else value
+def _interval(name: str, rate: float | None, n: int) -> dict[str, Any]:
+    """The 95 % Wilson interval and the number of cases of a rate, under the names that the report looks for."""
+    from rationalrewards.components.metrics import wilson_interval
+
+    if rate is None or rate != rate:
+        return {f"{name}_n": n}
+    return {f"{name}_ci95": list(wilson_interval(rate * n, n)), f"{name}_n": n}
+
+
+def _plain(value: Any) -> Any:
+    """The value with null for numbers that do not exist: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def _peak_rss_gb() -> float:
@@ -408,16 +424,17 @@ def table(summary: dict[str, Any]) -> str:
     critic, rationales, rl, refine = (summary[key] for key in ("critic", "rationales", "rl", "refine"))
 
     def rate(section: dict[str, Any], key: str) -> str:
+        if section[key] is None:
+            return "not measured"
         low, high = section.get(f"{key}_ci95", (None, None))
-        interval = f"  [{low:.3f}, {high:.3f}]" if low is not None else ""
-        return f"{section[key]:.3f}{interval}"
+        return f"{section[key]:.3f}" + (f"  [{low:.3f}, {high:.3f}]" if low is not None else "")
 
     rows = [
-        ("rationalize", f"{rationales['kept']} of {rationales['pairs']} pairs kept", f"{rationales['kept_rate']:.3f}"),
+        ("rationalize", f"{rationales['kept']} of {rationales['pairs']} pairs kept", rate(rationales, "kept_rate")),
         ("critic", f"accuracy on {critic['n_pairs']} held-out pairs", rate(critic, "pair_accuracy")),
-        ("", "accuracy before distillation", f"{critic['untrained_pair_accuracy']:.3f}"),
-        ("", "unscored", f"{critic['unscored_rate']:.3f}"),
-        ("", "within-group correlation with the truth", f"{critic['within_group_corr'] or float('nan'):.3f}"),
+        ("", "accuracy before distillation", rate(critic, "untrained_pair_accuracy")),
+        ("", "unscored", rate(critic, "unscored_rate")),
+        ("", "within-group correlation with the truth", rate(critic, "within_group_corr")),
         ("RL", f"exact match before ({rl['n']} pictures)", rate(rl, "exact_before")),
         ("", f"exact match after {rl['updates']} updates", rate(rl, "exact_after")),
         ("", "true reward before", rate(rl, "truth_before")),
@@ -427,7 +444,7 @@ def table(summary: dict[str, Any]) -> str:
             for arm in ("base", "best_of_n", "blind_rewrite", "refine_always_accept", "refine_keep_best")
             if arm in refine
         ],
-        ("", "harm rate of refine_keep_best", f"{refine['harm_rate']:.3f}"),
+        ("", "harm rate of refine_keep_best", rate(refine, "harm_rate")),
         ("all", "minutes", f"{sum(summary['wall_seconds'].values()) / 60:.1f}"),
         ("", "peak memory, GB", f"{summary['peak_rss_gb']:.2f}"),
     ]

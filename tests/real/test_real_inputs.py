@@ -409,17 +409,19 @@ def two_pairs(real: Path) -> list[Preference]:
 
 
 @pytest.fixture(scope="session")
-def taught(untrained: Path, real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the untrained critic after it has learned its answers by heart."""
-    torch.manual_seed(0)
+def taught(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny critic of the real geometry that has learned its answers by heart, hardly looking."""
+    folder = tmp_path_factory.mktemp("critic")
+    build_tiny_vlm(folder / "base", **GEOMETRY, vision_hidden=16, vision_layers=1, deepstack=(0,))
     told = [row for pair in two_pairs(real) for row in lessons(pair)]
     format, shown = CritiqueFormat(RUBRIC), [Image.new("RGB", (32, 32), (128, 128, 128))]
     shown += [open_picture(real / name).resize((32, 32)) for name in ("imagereward/1.webp", "imagereward/2.webp")]
     for record in read_prompts(real / "prompts" / "geneval.jsonl")[:2]:
         told += [(format.pointwise_messages("t2i", record.prompt, [], picture), spoken("t2i", 3.0)) for picture in shown]
-    student = RationaleDistillModule(str(untrained), RUBRIC, freeze_vision=False, freeze_projector=False)
+    student = RationaleDistillModule(str(folder / "base"), RUBRIC, freeze_vision=True, freeze_projector=True)
     student.configure_model()
-    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3, weight_decay=0.0)
+    learning = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, weight_decay=0.0)
     order = torch.Generator().manual_seed(0)
     recent: list[float] = []
     for step in range(600):
@@ -428,7 +430,7 @@ def taught(untrained: Path, real: Path, tmp_path_factory: pytest.TempPathFactory
         chosen = torch.randperm(len(told), generator=order)[:4].tolist()
         loss = student.student(**student.encode([told[index] for index in chosen])).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         recent = [*recent[-24:], float(loss)]
@@ -436,9 +438,8 @@ def taught(untrained: Path, real: Path, tmp_path_factory: pytest.TempPathFactory
         if len(recent) == 25 and max(recent) < 0.01:
             break
     assert max(recent) < 0.1, f"the critic did not learn its answers: {recent[-5:]}"
-    folder = tmp_path_factory.mktemp("critic") / "taught"
-    student.export(str(folder))
-    return folder
+    student.export(str(folder / "taught"))
+    return folder / "taught"
 
 
 @pytest.mark.slow

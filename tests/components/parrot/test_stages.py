@@ -84,7 +84,7 @@ def test_a_label_echo_is_dropped(pairs: list[Preference]) -> None:
 
 def test_vague_rationales_do_not_predict_a_decided_label(pairs: list[Preference]) -> None:
     decided = _decided(pairs)
-    _, summary = _run(decided, ShapesTeacher(**{**PERFECT, "vagueness": 1.0}), check_images=False)
+    _, summary = _run(decided, ShapesTeacher(**{**PERFECT, "vagueness": 1.0}))
     assert summary["reasons"] == {"check: does not predict the label": len(decided)}
 
 

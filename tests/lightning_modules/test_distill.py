@@ -1,0 +1,279 @@
+"""Distillation of the embedded critic: what the loss is taken over, what trains, what is kept and what comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rationalrewards.callbacks import CriticExport
+from rationalrewards.components.chat import ChatRequest, TransformersChat
+from rationalrewards.components.critique import CritiqueFormat, check_fingerprint
+from rationalrewards.datamodules import SupervisedRow
+from rationalrewards.lightning_modules import RationaleDistillModule
+from rationalrewards.lightning_modules.distill import Row
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3VLForConditionalGeneration
+
+pytestmark = tiny.QUIET
+
+
+@pytest.fixture(scope="module")
+def rationales(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.rationales(tmp_path_factory.mktemp("rationales"), 24)
+
+
+@pytest.fixture(scope="module")
+def rows(rationales: Path) -> list[Row]:
+    """Requests of unequal length: points and pairs, with and without a source picture."""
+    data = tiny.distill_data(rationales)
+    data.setup("fit")
+    formats = CritiqueFormat("shapes")
+    edit = next(row for row in data.rows if row.rationale.pair.task == "edit" and row.kind == "point")
+    drawn = [row for row in data.rows if row.rationale.pair.task == "t2i"]
+    chosen: list[SupervisedRow] = [drawn[0], edit, next(row for row in drawn if row.kind == "pair")]
+    return [row.load(formats) for row in chosen]
+
+
+@pytest.fixture(scope="module")
+def module() -> RationaleDistillModule:
+    made = tiny.distill_module()
+    made.configure_model()
+    return made
+
+
+def eight_rows(path: Path, rationales: Path) -> Path:
+    """Four rationales: eight pointwise rows."""
+    lines = rationales.read_text().splitlines()
+    assert len(lines) > 4
+    # pictures are named relative to the file
+    copy = rationales.with_name(f"{path.name}.jsonl")
+    copy.write_text("".join(line + "\n" for line in lines[:4]))
+    return copy
+
+
+# -- what the student is shown, and what counts -------------------------------------------------------------------------
+
+
+def test_labels_are_the_answers_tokens_and_nothing_else(module: RationaleDistillModule, rows: list[Row]) -> None:
+    encoded = module.encode(rows)
+    tokenizer = module.processor.tokenizer
+    for index, (_, answer) in enumerate(rows):
+        ids, labels = encoded["input_ids"][index], encoded["labels"][index]
+        length = int(encoded["attention_mask"][index].sum())
+        expected = tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+        assert encoded["attention_mask"][index].tolist() == [1] * length + [0] * (len(ids) - length)
+        assert labels[length - len(expected) : length].tolist() == expected
+        assert (labels != -100).sum() == len(expected)
+        assert torch.equal(ids[labels != -100], labels[labels != -100])
+        assert tokenizer.decode(ids[:length]).endswith(f"<|im_start|>assistant\n{answer}{tokenizer.eos_token}")
+    assert len({int(mask.sum()) for mask in encoded["attention_mask"]}) == 3
+
+
+def test_the_student_is_shown_what_generation_shows(
+    module: RationaleDistillModule, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    def keep(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append({name: value for name, value in kwargs.items() if isinstance(value, Tensor)})
+
+    encoded = module.encode(rows)
+    patches = 0
+    hook = module.student.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        for index, (messages, _) in enumerate(rows):
+            seen.clear()
+            chat = TransformersChat(module.path).attach(module.student, module.processor)
+            chat.complete([ChatRequest(messages, max_tokens=2)])
+            shown = seen[0]
+            prompt = int((encoded["labels"][index] == -100).sum() - (encoded["attention_mask"][index] == 0).sum())
+            assert shown["input_ids"][0].tolist() == encoded["input_ids"][index, :prompt].tolist()
+            count = len(shown["pixel_values"])
+            assert torch.equal(shown["pixel_values"], encoded["pixel_values"][patches : patches + count])
+            patches += count
+    finally:
+        hook.remove()
+    assert patches == len(encoded["pixel_values"])
+
+
+def test_loss_is_the_mean_cross_entropy_over_answer_tokens(module: RationaleDistillModule, rows: list[Row]) -> None:
+    encoded = module.encode(rows)
+    labels = encoded.pop("labels")
+    with torch.no_grad():
+        logits = module.student(**encoded).logits.double()
+        loss, tokens = module._loss(rows)
+        alone = [module._loss([row]) for row in rows]
+    losses = [
+        -torch.log_softmax(logits[row, position - 1], dim=0)[labels[row, position]]
+        for row, position in (labels != -100).nonzero().tolist()
+    ]
+    assert tokens == len(losses)
+    # the loss is taken in float32 over logits of size ten
+    assert float(loss) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+    # the others' padding and pictures change nothing; attention sums in float32 over other shapes
+    weighted = sum(float(one) * count for one, count in alone) / sum(count for _, count in alone)
+    assert float(loss) == pytest.approx(weighted, rel=1e-4)
+
+
+def test_a_row_that_is_too_long_is_named(rows: list[Row]) -> None:
+    module = tiny.distill_module(max_length=64)
+    module.configure_model()
+    prompt = rows[2][0][1]["content"][-1]["text"]
+    with pytest.raises(ValueError, match=r"a row has \d+ tokens, more than max_length 64") as error:
+        module.encode(rows)
+    assert prompt[:80] in str(error.value)
+
+
+# -- what trains ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vision", [False, True])
+@pytest.mark.parametrize("projector", [False, True])
+def test_freezing(vision: bool, projector: bool) -> None:
+    module = tiny.distill_module(freeze_vision=vision, freeze_projector=projector)
+    module.configure_model()
+    trains = {name: parameter.requires_grad for name, parameter in module.student.named_parameters()}
+    # in a Qwen3-VL: the projector is `merger` and `deepstack_merger_list`, inside the tower
+    mergers = {name: on for name, on in trains.items() if name.startswith("model.visual.") and "merger" in name}
+    tower = {name: on for name, on in trains.items() if name.startswith("model.visual.") and "merger" not in name}
+    language = {name: on for name, on in trains.items() if not name.startswith("model.visual.")}
+    assert mergers and tower and language
+    assert set(mergers.values()) == {not projector}
+    assert set(tower.values()) == {not vision}
+    assert set(language.values()) == {True}
+
+
+class Losses(Callback):
+    """The loss of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.values.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def test_loss_falls_frozen_parts_stay_and_the_export_is_the_student(rationales: Path, tmp_path: Path) -> None:
+    data = tiny.distill_data(eight_rows(tmp_path, rationales), batch_size=8, pairwise=False)
+    module = tiny.distill_module(freeze_vision=True, freeze_projector=True)
+    module.configure_model()
+    before = {name: value.detach().clone() for name, value in module.student.named_parameters()}
+    losses, folder = Losses(), tmp_path / "critic"
+    trainer = tiny.trainer(max_steps=20, callbacks=[losses, CriticExport(str(folder))])
+    trainer.fit(module, data)
+    assert len(losses.values) == 20
+    # eight short answers by heart, of which headings alone are half
+    assert losses.values[-1] < 0.5 * losses.values[0]
+    for name, value in module.student.named_parameters():
+        assert torch.equal(value, before[name]) == name.startswith("model.visual."), name
+
+    exported = AutoModelForImageTextToText.from_pretrained(str(folder))
+    assert isinstance(exported, Qwen3VLForConditionalGeneration)
+    for name, value in exported.state_dict().items():
+        assert torch.equal(value, module.student.state_dict()[name]), name
+    processor = AutoProcessor.from_pretrained(str(folder))
+    assert processor.tokenizer.padding_side == "left"
+    check_fingerprint(folder, CritiqueFormat("shapes"))
+    with pytest.raises(ValueError, match="was trained on format 'shapes'"):
+        check_fingerprint(folder, CritiqueFormat("default"))
+    assert json.loads((folder / "critique_format.json").read_text())["fingerprint"] == CritiqueFormat("shapes").fingerprint
+
+
+# -- checkpoints ----------------------------------------------------------------------------------------------------------
+
+
+def lora(**changes: Any) -> RationaleDistillModule:
+    return tiny.distill_module(lora_rank=2, lora_alpha=4, **changes)
+
+
+def train(module: RationaleDistillModule, data: Path, steps: int, folder: Path, resume: Path | None = None) -> dict[str, Tensor]:
+    """Train, with a checkpoint at the end, and return what trained."""
+    every = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=steps)
+    trainer = tiny.trainer(max_steps=steps, enable_checkpointing=True, callbacks=[every])
+    trainer.fit(module, tiny.distill_data(data, pairwise=False), ckpt_path=resume)
+    return {name: value.detach().clone() for name, value in module.named_parameters() if value.requires_grad}
+
+
+@pytest.mark.parametrize("make", [tiny.distill_module, lora], ids=["full", "lora"])
+def test_resumed_in_the_middle_of_an_epoch_equals_undisturbed(make: Any, rationales: Path, tmp_path: Path) -> None:
+    data = eight_rows(tmp_path, rationales)
+    # four batches an epoch: the checkpoint of step 6 lies in the middle of the second
+    straight = train(make(), data, 9, tmp_path / "straight")
+    half = train(make(), data, 6, tmp_path / "half")
+    resumed = train(make(), data, 9, tmp_path / "resumed", resume=tmp_path / "half" / "step=6.ckpt")
+    assert straight.keys() == resumed.keys()
+    assert not all(torch.equal(half[name], straight[name]) for name in straight)
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+def test_a_lora_checkpoint_holds_the_lora_only(rationales: Path, tmp_path: Path) -> None:
+    module = lora(gradient_checkpointing=True)
+    trained = train(module, eight_rows(tmp_path, rationales), 2, tmp_path)
+    checkpoint = tmp_path / "step=2.ckpt"
+    stored = torch.load(checkpoint)
+    assert set(stored["state_dict"]) == set(trained)
+    assert all("lora_" in name and ".language_model." in name for name in trained)
+    # the LoRA and the two moments of AdamW; 100 kB for names and loop states
+    assert checkpoint.stat().st_size < 3 * 4 * sum(value.numel() for value in trained.values()) + 100_000
+
+    name = next(iter(stored["state_dict"]))
+    del stored["state_dict"][name]
+    torch.save(stored, tmp_path / "cut.ckpt")
+    with pytest.raises(ValueError, match="lacks 1 LoRA weights, first"):
+        tiny.trainer(max_steps=3).fit(lora(), tiny.distill_data(rationales), ckpt_path=tmp_path / "cut.ckpt")
+
+
+def test_an_exported_lora_is_merged(rationales: Path, rows: list[Row], tmp_path: Path) -> None:
+    module = lora()
+    train(module, eight_rows(tmp_path, rationales), 4, tmp_path)
+    module.export(str(tmp_path / "critic"))
+    merged = AutoModelForImageTextToText.from_pretrained(str(tmp_path / "critic"))
+    base = tiny.distill_module()
+    base.configure_model()
+    encoded = module.encode(rows)
+    with torch.no_grad():
+        outputs = [model(**encoded).logits for model in (merged.eval(), module.student.eval(), base.student.eval())]
+    assert (outputs[1] - outputs[2]).abs().max() > 0.1
+    # W x + B A x against (W + B A) x in float32, through a few layers, on logits of size ten
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-3, rtol=0)
+
+
+def test_a_full_checkpoint_without_all_weights_is_refused(rationales: Path, tmp_path: Path) -> None:
+    train(tiny.distill_module(), eight_rows(tmp_path, rationales), 1, tmp_path)
+    stored = torch.load(tmp_path / "step=1.ckpt")
+    del stored["state_dict"]["student.lm_head.weight"]
+    torch.save(stored, tmp_path / "cut.ckpt")
+    with pytest.raises(ValueError, match=r"lacks 1 weights, first 'student\.lm_head\.weight'"):
+        tiny.trainer(max_steps=2).fit(tiny.distill_module(), tiny.distill_data(rationales), ckpt_path=tmp_path / "cut.ckpt")
+
+
+# -- validation -----------------------------------------------------------------------------------------------------------
+
+
+def test_validation_logs_loss_and_generated_accuracy(rationales: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preferences = tiny.pairs(tmp_path / "pairs", 12)
+    decided = tiny.decided(preferences)
+    # a student that has learned to answer, but for one request: the embedded one has not
+    truth = tiny.truthful(lambda request: decided[0].prompt in request.text())
+    monkeypatch.setattr(TransformersChat, "complete", lambda self, requests: truth.complete(requests))
+    module = tiny.distill_module()
+    data = tiny.distill_data(rationales, val=str(rationales), val_preferences=str(preferences), batch_size=4, limit_val=12)
+    trainer = tiny.trainer(max_steps=1, val_check_interval=1)
+    trainer.fit(module, data)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    with torch.no_grad():
+        batches = [[row.load(data.format) for row in data.val_rows[start : start + 4]] for start in range(0, 12, 4)]
+        losses = [float(module._loss(batch)[0]) for batch in batches]
+    # the same weights and batches; Lightning averages in float32
+    assert metrics["val/loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert truth.asked == 2 * 12  # type: ignore[attr-defined]
+    assert len(decided) < 12  # a tie has no right answer
+    assert metrics["val/unscored_rate"] == pytest.approx(1 / len(decided))
+    # the ground truth agrees with its own labels on every pair that it could read
+    assert metrics["val/pair_accuracy"] == pytest.approx((len(decided) - 1) / len(decided))
