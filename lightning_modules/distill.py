@@ -91,7 +91,9 @@ class RationaleDistillModule(RewardsModule):
         self.processor = AutoProcessor.from_pretrained(resolve(self.path))
         student = self._load()
         if self.gradient_checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})
+            # the first name is the one of transformers 5.23 and later, which warns of the second
+            enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
             student.enable_input_require_grads()
         if self.lora_rank is None:
             for name, parameter in student.named_parameters():
@@ -293,12 +295,12 @@ def _gathered(value: Tensor) -> Tensor:
 
 
 def _shard(student: Any, mesh: DeviceMesh) -> None:
-    """Split a student's weights with FSDP2, block by block."""
+    """Split a student's weights with FSDP2: each block, the vision tower (which generation also runs by itself), and the rest."""
     from torch.distributed.fsdp import fully_shard
 
     blocks = set(student._no_split_modules or [])  # names of the classes of its repeated blocks
-    for module in student.modules():
-        if type(module).__name__ in blocks:
+    for name, module in reversed(list(student.named_modules())):  # inner ones first
+        if type(module).__name__ in blocks or name.endswith(("visual", "vision_tower")):
             fully_shard(module, mesh=mesh)
     fully_shard(student, mesh=mesh)
     student._is_fsdp_managed_module = True  # `generate` then keeps processes in step whose answers differ in length

@@ -114,11 +114,11 @@ def test_accuracy_by_hand() -> None:
     assert (values["pair_accuracy_low"], values["pair_accuracy_high"]) == pytest.approx((low, high), abs=1e-6)
 
 
-def test_consistency_is_the_same_decided_winner_in_both_orders() -> None:
+def test_consistency_is_the_same_verdict_in_both_orders() -> None:
     metric = PairAccuracy()
     metric.update(*_columns(ROWS), torch.arange(len(ROWS)))
-    # scored in both orders: the first seven and the two of votes; the same decided winner: rows 1, 2, 5, 10, 11
-    assert _compute(metric)["order_consistency"] == pytest.approx(5 / 9)
+    # scored in both orders: the first seven and the two of votes; the same verdict: rows 1, 2, 5, 7 (a tie), 10, 11
+    assert _compute(metric)["order_consistency"] == pytest.approx(6 / 9)
 
 
 def test_a_judge_of_the_first_picture_is_at_chance_and_inconsistent() -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
-from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
+from rationalrewards.components.chat import ChatModel
 from rationalrewards.components.critic import CritiqueRequest
-from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.records import AspectCritique, Critique, NotApplicable, Unscored
 from rationalrewards.components.rewards import CritiqueReward, critique_rewards
 from rationalrewards.components.shapes import judge
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.phrases import Asked
-from rationalrewards.components.shapes.phrases import critique as shapes_critique
 from rationalrewards.components.shapes.scenes import random_edit, random_scene
 
 
@@ -48,29 +46,7 @@ def test_an_edit_that_destroys_its_source_does_not_earn_the_best_reward() -> Non
     assert critique_rewards([destroyed]).total.item() < 0.7
 
 
-class _Seeing(ChatModel):
-    """Judges pictures of the shapes world without a flaw; is speechless about requests of another world."""
-
-    @property
-    def identity(self) -> str:
-        return "seeing"
-
-    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        replies = []
-        for request in requests:
-            *sources, image = request.images()
-            prompt = request.text().rsplit("<request>", 1)[1].removesuffix("</request>")
-            try:
-                asked = Asked(prompt, judge.read(sources)[0].scene if sources else None)
-            except ValueError:
-                replies.append(ChatReply("what is that?"))
-                continue
-            written = CritiqueFormat("shapes").render(shapes_critique(asked, judge.read([image])[0]), "edit" if sources else "t2i")
-            replies.append(ChatReply(written))
-        return replies
-
-
-def test_a_seeing_critic_rewards_as_the_truth_does() -> None:
+def test_a_seeing_critic_rewards_as_the_truth_does(seeing: Callable[[], ChatModel]) -> None:
     rng = random.Random(1)
     requests, truth = [], []
     for index in range(20):
@@ -85,7 +61,7 @@ def test_a_seeing_critic_rewards_as_the_truth_does() -> None:
             truth.append(Asked(edit.request(), scene).reward(judge.read([shown])[0]))
     requests.insert(3, CritiqueRequest("t2i", "a portrait of a cat", draw(scene)))
     truth.insert(3, float("nan"))
-    rewards = CritiqueReward(_Seeing(), rubric="shapes").score(requests)
+    rewards = CritiqueReward(seeing(), rubric="shapes").score(requests)
     assert rewards.valid.tolist() == [index != 3 for index in range(21)]
     # critiques round the scores of the four aspects to 0.1, and quality to 0.5 of a scale of 3
     assert torch.allclose(rewards.total, torch.tensor(truth), atol=0.06, equal_nan=True)

@@ -18,6 +18,8 @@ from rationalrewards.components.shapes.tiny_generator import (
     GENERATOR_FOLDER,
     PIPELINE_KWARGS,
     SOURCE_SIZE,
+    WRONG_CAPTION,
+    WRONG_EDIT,
     build_generator,
     build_tokenizer,
     disturb,
@@ -106,9 +108,9 @@ def test_detailed_requests_beat_terse_ones_and_chance(pipeline: Flux2KleinPipeli
         requests = [scene.request(style) for scene in scenes]
         images = pipeline(prompt=requests, generator=_generators(96), num_inference_steps=8, **PIPELINE_KWARGS).images
         rates[style] = np.mean([seen.scene == scene for seen, scene in zip(judge.read(images), scenes, strict=True)])
-    # Two standard errors of 96 trials are 0.10: the shipped rates (README of the checkpoint) less that much.
+    # 0.50 and 0.31 over 192 scenes; three standard errors of 96 trials are 0.15
     assert rates["detailed"] > 0.35
-    assert rates["terse"] > 0.08
+    assert rates["terse"] > 0.15
     assert rates["detailed"] > rates["terse"]
 
 
@@ -128,10 +130,10 @@ def test_editing_follows_source_and_instruction(pipeline: Flux2KleinPipeline) ->
         seen = judge.read([image])[0].scene
         kept.append(np.mean([seen.at(place) == scene.at(place) for place in PLACES if place != edit.place]))
         exact.append(seen == edit.apply(scene))
-    # Without its source a model cannot know the other places: guessing "nothing" keeps under half of them.
-    assert np.mean(kept) > 0.7
-    # binomial(24, 0.4) is below 5 in one case of a hundred
-    assert sum(exact) >= 5
+    # 0.81 over 100 edits; blind to its source a model keeps what is usual, nothing, in 0.33 of the places
+    assert np.mean(kept) > 0.6
+    # 0.39 over 100 edits; fewer than 3 of 24 are one case in five hundred
+    assert sum(exact) >= 3
 
 
 def test_a_picture_does_not_depend_on_its_batch(pipeline: Flux2KleinPipeline) -> None:
@@ -149,8 +151,8 @@ def test_a_picture_does_not_depend_on_its_batch(pipeline: Flux2KleinPipeline) ->
 
     together = sample(list(range(6)))
     alone = np.concatenate([sample([index]) for index in range(6)])
-    # float32 sums are ordered by the batch's shape: rounding only, far below one grey level of 1/255
-    np.testing.assert_allclose(together, alone, atol=2e-4)
+    # float32 sums are ordered by the batch's shape; 2e-6 was seen in 96 pictures, a grey level is 4e-3
+    np.testing.assert_allclose(together, alone, atol=5e-5)
     np.testing.assert_array_equal(together, sample(list(range(6))))
 
 
@@ -188,11 +190,11 @@ def test_terse_captions_are_noisier() -> None:
         total[sample.style, edit] += 1
         wrong[sample.style, edit] += judge.read([sample.target])[0].scene != sample.asked
     rates = {key: wrong[key] / total[key] for key in total}
-    # about 400 each: three standard errors are 0.074 at a rate of 0.6; damage may add a misreading or two
-    assert abs(rates["terse", False] - 0.6) < 0.09
-    assert abs(rates["terse", True] - 0.3) < 0.09
-    assert rates["detailed", False] < 0.08
-    assert rates["detailed", True] < 0.08
+    # about 400 each: three standard errors are at most 0.075; damage adds a misreading or two
+    for (style, edit), rate in rates.items():
+        expected = (WRONG_EDIT if edit else WRONG_CAPTION)[style]
+        assert abs(rate - expected) < 0.09
+        assert rate < rates["terse", edit] or style == "terse"
 
 
 def test_training_lowers_the_loss_of_both_kinds() -> None:
@@ -226,15 +228,21 @@ def test_muon_steps_are_orthogonal() -> None:
     assert singular.max() < 1.3
 
 
-def test_saving_replaces_files_and_keeps_others(tmp_path: Path, pipeline: Flux2KleinPipeline) -> None:
+def test_saving_replaces_files_and_keeps_others(
+    tmp_path: Path, pipeline: Flux2KleinPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch.cuda.is_available, asked on the way, leaves this behind in the environment
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
     out = tmp_path / "generator"
     out.mkdir()
     (out / "README.md").write_text("kept")
     (out / "model_index.json").write_text("stale")
     save(pipeline, out)
     assert (out / "README.md").read_text() == "kept"
+    assert all("_name_or_path" not in path.read_text() for path in out.rglob("config.json"))
     again = load_generator(out)
     for name in ("vae", "text_encoder", "transformer"):
         for key, value in getattr(pipeline, name).state_dict().items():
+            # the shipped VAE was stored in float16 before, so that storing it again loses nothing
             assert torch.equal(getattr(again, name).state_dict()[key], value)
     assert list(tmp_path.iterdir()) == [out]

@@ -1,0 +1,52 @@
+"""A critic that sees: the shapes world's ground truth behind the interface of a real model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from PIL import Image
+from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
+from rationalrewards.components.critique import CritiqueFormat
+from rationalrewards.components.shapes import judge, phrases
+from rationalrewards.components.shapes.phrases import Asked
+
+
+class SeeingChat(ChatModel):
+    """Judges pictures of the shapes world from their pixels, without a flaw, and rewrites requests in detail.
+
+    Args:
+        speechless: Pictures about which it says nothing that can be read.
+    """
+
+    def __init__(self, speechless: Callable[[Image.Image], bool] = lambda image: False) -> None:
+        self.format = CritiqueFormat("shapes")
+        self.speechless = speechless
+        self.prompts: list[str] = []
+        self.pictures: list[Image.Image] = []
+
+    @property
+    def identity(self) -> str:
+        return "the ground truth"
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: ChatRequest) -> ChatReply:
+        *sources, image = request.images()
+        prompt = request.text().rsplit("<request>", 1)[1].removesuffix("</request>")
+        self.prompts.append(prompt)
+        self.pictures.append(image)
+        try:
+            asked = Asked(prompt, judge.read(sources)[0].scene if sources else None)
+        except ValueError:
+            return ChatReply("what is that?")
+        if self.speechless(image):
+            return ChatReply("I would rather not say.")
+        critique = phrases.critique(asked, judge.read([image])[0])
+        return ChatReply(self.format.render(critique, "edit" if sources else "t2i"))
+
+
+@pytest.fixture
+def seeing() -> type[SeeingChat]:
+    return SeeingChat

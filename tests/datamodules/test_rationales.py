@@ -1,0 +1,145 @@
+"""Rationales as rows to learn from: complete, in both orders, and only in the student's own format."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rationalrewards.components.critique import CritiqueFormat, swap_pair
+from rationalrewards.components.critique.teacher import HINT
+from rationalrewards.components.parrot import Ledger, ParrotOptions, rationalize
+from rationalrewards.components.records import Preference, Rationale, open_picture, read_jsonl, write_jsonl
+from rationalrewards.components.shapes.pairs import write_preferences
+from rationalrewards.components.shapes.teacher import ShapesTeacher
+from rationalrewards.datamodules import RationaleDataModule
+
+FORMAT = CritiqueFormat("shapes")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A preference set and the rationales of its decided pairs, from a teacher without faults."""
+    folder = tmp_path_factory.mktemp("set")
+    path = write_preferences(folder, 24, seed=2, label_noise=0.0, tie=0.12)
+    decided = [pair for pair in read_jsonl(path, Preference) if pair.winner != "tie"]
+    teacher = ShapesTeacher(0.0, 0.0, 0.0, 0.0, 0.0)
+    outcomes = rationalize(decided, teacher, FORMAT, ParrotOptions(control_share=0.0), Ledger())
+    rationales = [outcome.rationale for outcome in outcomes if outcome.rationale is not None]
+    assert len(rationales) >= 10 and {rationale.pair.task for rationale in rationales} == {"t2i", "edit"}
+    write_jsonl(folder / "rationales.jsonl", rationales)
+    return folder
+
+
+def _data(folder: Path, **changes: Any) -> RationaleDataModule:
+    data = RationaleDataModule(**{"train": str(folder / "rationales.jsonl"), "rubric": "shapes", "batch_size": 4, **changes})
+    data.setup("fit")
+    return data
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({}, [("pair", 0), ("pair", 1), ("point", 0), ("point", 1)]),
+        ({"both_orders": False}, [("pair", 0), ("point", 0), ("point", 1)]),
+        ({"pairwise": False}, [("point", 0), ("point", 1)]),
+        ({"pointwise": False}, [("pair", 0), ("pair", 1)]),
+    ],
+)
+def test_rows_of_a_rationale(folder: Path, changes: dict[str, bool], kinds: list[tuple[str, int]]) -> None:
+    data = _data(folder, **changes)
+    rationales = read_jsonl(folder / "rationales.jsonl", Rationale)
+    rows = {(row.rationale.pair.id, row.kind, row.index) for row in data.rows}
+    assert rows == {(rationale.pair.id, *kind) for rationale in rationales for kind in kinds}
+    assert len(data.rows) == len(rows)
+
+
+def test_nothing_to_learn_is_refused() -> None:
+    with pytest.raises(ValueError, match="both pairwise and pointwise are off"):
+        RationaleDataModule("x", pairwise=False, pointwise=False)
+
+
+def test_rows_ask_what_the_critic_will_be_asked(folder: Path) -> None:
+    for row in _data(folder).rows:
+        pair = row.rationale.pair
+        sources = [open_picture(path) for path in pair.sources]
+        first, second = (open_picture(path) for path in pair.candidates)
+        messages, answer = row.load(FORMAT)
+        if row.kind == "point":
+            assert messages == FORMAT.pointwise_messages(pair.task, pair.prompt, sources, (first, second)[row.index])
+            assert answer == row.rationale.point_texts[row.index]
+            assert FORMAT.parse(answer, pair.task).failure == ""
+        else:
+            shown = (second, first) if row.index else (first, second)
+            assert messages == FORMAT.pairwise_messages(pair.task, pair.prompt, sources, shown)
+            told = FORMAT.parse_pair(answer, pair.task)
+            # the winner is the preferred picture, in whichever place it is shown
+            assert told.verdict() == (pair.winner if not row.index else {"A": "B", "B": "A"}[pair.winner])
+            original = FORMAT.parse_pair(row.rationale.pair_text, pair.task)
+            assert told == (swap_pair(original) if row.index else original)
+        assert HINT not in str(messages) + answer
+
+
+def test_an_epoch_holds_every_row_once_and_ranks_share_it(folder: Path) -> None:
+    data = _data(folder)
+    loader = data.train_dataloader()
+    plan = loader.sampler.plan  # type: ignore[union-attr]
+    everything = sorted(map(id, data.rows))
+    for epoch in range(2):
+        batches = plan(epoch, 0, 1)
+        assert sorted(id(row) for batch in batches for row in batch) == everything
+        for processes in (2, 3):
+            ranks = [plan(epoch, rank, processes) for rank in range(processes)]
+            assert len({len(rank) for rank in ranks}) == 1 == len({len(rank) for rank in ranks} | {loader.sampler.length(processes)})  # type: ignore[union-attr]
+            shared = [id(row) for rank in ranks for batch in rank for row in batch]
+            assert len(set(shared)) == len(shared) >= len(everything) - (processes - 1) * data.batch_size
+            assert {tuple(map(id, batch)) for rank in ranks for batch in rank} <= {tuple(map(id, batch)) for batch in batches}
+    assert plan(0, 0, 1) != plan(1, 0, 1)
+    fetched = list(loader)
+    assert len(fetched) == len(loader) and sum(map(len, fetched)) == len(data.rows)
+    messages, answer = fetched[0][0]
+    assert [turn["role"] for turn in messages] == ["system", "user"] and answer
+
+
+def test_batches_hold_rows_of_similar_length(folder: Path) -> None:
+    data = _data(folder, batch_size=6)
+    plan = data.train_dataloader().sampler.plan  # type: ignore[union-attr]
+    spread = [max(row.length for row in batch) - min(row.length for row in batch) for batch in plan(0, 0, 1)]
+    whole = max(row.length for row in data.rows) - min(row.length for row in data.rows)
+    assert sorted(spread)[len(spread) // 2] < whole / 4
+
+
+def test_rationales_in_another_format_are_refused_by_row_and_both_names(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="row 1") as caught:
+        _data(folder, rubric="default")
+    for name in ("rationales.jsonl", FORMAT.fingerprint, "'default'", CritiqueFormat("default").fingerprint, "set `rubric`"):
+        assert name in str(caught.value)
+    rationales = read_jsonl(folder / "rationales.jsonl", Rationale)
+    mixed = [*rationales[:2], replace(rationales[2], format="0" * 12)]
+    write_jsonl(tmp_path / "rationales.jsonl", mixed)
+    with pytest.raises(ValueError, match="row 3: written in format 0{12}"):
+        _data(tmp_path)
+    with pytest.raises(ValueError, match="row 1: written in format"):
+        _data(folder, rubric="shapes", train=str(folder / "rationales.jsonl"), val=_other(tmp_path, rationales))
+
+
+def _other(folder: Path, rationales: list[Rationale]) -> str:
+    write_jsonl(folder / "val.jsonl", [replace(rationales[0], format="1" * 12)])
+    return str(folder / "val.jsonl")
+
+
+def test_no_rationales_points_to_the_ledger(tmp_path: Path) -> None:
+    (tmp_path / "rationales.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"rationales\.jsonl: no rationales; did every pair fall out\? See the ledger"):
+        _data(tmp_path)
+
+
+def test_validation_is_read_in_order_and_cut(folder: Path) -> None:
+    data = _data(folder, val=str(folder / "rationales.jsonl"), val_preferences=str(folder / "preferences.jsonl"), limit_val=6)
+    rows, pairs = data.val_dataloader()
+    assert [len(batch) for batch in rows] == [4, 2]
+    ids = [pair.id for batch in pairs for pair in batch]
+    assert ids == [pair.id for pair in read_jsonl(folder / "preferences.jsonl", Preference)][:6]
+    empty_rows, empty_pairs = _data(folder).val_dataloader()
+    assert list(empty_rows) == [] == list(empty_pairs)
