@@ -350,8 +350,12 @@ def from_json(kind: type[R], data: Mapping[str, Any], root: Path | None = None) 
             value = from_json(_NESTED[name], value, root)
         elif name == "candidates" and kind is Refinement:
             value = tuple(from_json(Candidate, item, root) for item in value)
-        elif name in ("candidates", "sources", "image") and root is not None:
-            value = str(_rooted(value, root)) if isinstance(value, str) else tuple(str(_rooted(v, root)) for v in value)
+        elif name in ("candidates", "sources"):
+            if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+                raise ValueError(f"column {name!r} must be a list of picture paths, got {value!r}")
+            value = tuple(str(_rooted(item, root)) if root is not None else item for item in value)
+        elif name == "image" and root is not None:
+            value = str(_rooted(value, root))
         elif isinstance(value, list):
             value = tuple(value)
         values[name] = value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch.distributed
@@ -18,6 +18,35 @@ def world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+class Batch(Generic[T]):
+    """Records that go through a step together.
+
+    Neither a ``Sequence`` nor a dataclass, on purpose: with bf16-true, ZeRO and FSDP2 Lightning looks through those for tensors to
+    convert, and stops at our frozen records.
+
+    Args:
+        records: The records.
+    """
+
+    def __init__(self, records: Iterable[T]) -> None:
+        self.records = tuple(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.records)
+
+    def __getitem__(self, index: int) -> T:
+        return self.records[index]
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
 
 class BatchPlan(Generic[T]):

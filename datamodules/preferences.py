@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from rationalrewards.components.records import Preference
 from torch.utils.data import DataLoader
 
+from .batches import Batch
 from .readers import read_preferences
 
 
@@ -41,7 +42,7 @@ class PreferenceDataModule(LightningDataModule):
                 raise ValueError(f"{', '.join(self.paths)}: no pairs" + (" without a tie" if self.decided_only else ""))
 
     def _loader(self) -> DataLoader[Any]:
-        return DataLoader(self.pairs, batch_size=self.batch_size, collate_fn=list, shuffle=False)  # type: ignore[arg-type]
+        return DataLoader(self.pairs, batch_size=self.batch_size, collate_fn=Batch, shuffle=False)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """All pairs, in file order."""

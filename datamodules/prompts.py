@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ from rationalrewards.components.generation.noise import seed_for
 from rationalrewards.components.records import PromptRecord
 from torch.utils.data import DataLoader
 
-from .batches import BatchPlan, PlannedLoader
+from .batches import Batch, BatchPlan, PlannedLoader
 from .readers import read_prompts
 
 
-@dataclass(frozen=True)
-class RolloutBatch:
+class RolloutBatch(Batch[PromptRecord]):
     """Pictures to sample together, and which visit to them this is.
 
     Args:
@@ -28,11 +27,12 @@ class RolloutBatch:
         copies: Number of the picture within its group.
     """
 
-    epoch: int
-    index: int
-    visit: int
-    records: tuple[PromptRecord, ...]
-    copies: tuple[int, ...]
+    def __init__(self, epoch: int, index: int, visit: int, records: Iterable[PromptRecord], copies: Iterable[int]) -> None:
+        super().__init__(records)
+        self.epoch = epoch
+        self.index = index
+        self.visit = visit
+        self.copies = tuple(copies)
 
 
 class PromptDataModule(LightningDataModule):
@@ -145,7 +145,7 @@ class PromptDataModule(LightningDataModule):
         if path is None:
             raise ValueError(f"give `data.{name}`: a file of requests")
         records = read_prompts(Path(path))[: self.limit]
-        return DataLoader(records, batch_size=self.eval_batch_size, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(records, batch_size=self.eval_batch_size, collate_fn=Batch)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Fixed requests; none if no file was given."""

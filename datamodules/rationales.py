@@ -13,7 +13,7 @@ from rationalrewards.components.generation.noise import seed_for
 from rationalrewards.components.records import Preference, Rationale, open_picture, read_jsonl
 from torch.utils.data import DataLoader
 
-from .batches import BatchPlan, PlannedLoader, length_grouped
+from .batches import Batch, BatchPlan, PlannedLoader, length_grouped
 from .readers import read_preferences
 
 
@@ -156,5 +156,5 @@ class RationaleDataModule(LightningDataModule):
             batch_size=self.batch_size,
             collate_fn=self._fetch,
         )
-        pairs: DataLoader[Any] = DataLoader(self.val_preferences, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
+        pairs: DataLoader[Any] = DataLoader(self.val_preferences, batch_size=self.batch_size, collate_fn=Batch)  # type: ignore[arg-type]
         return [rows, pairs]

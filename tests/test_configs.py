@@ -344,7 +344,7 @@ def refused(build: Build, capsys: pytest.CaptureFixture[str], *arguments: str | 
     [
         ("freeze_visoin: false", "freeze_vision: false", "freeze_visoin"),
         ("batchsize: 32", "batch_size: 32", "batchsize"),
-        ("max_step: 600", "max_steps: 600", "max_step"),
+        ("max_step: 450", "max_steps: 450", "max_step"),
         ("outputdir: ", "output_dir: ", "outputdir"),
         ("weightdecay: 0.01", "weight_decay: 0.01", "weightdecay"),
         ("seed_everythin: 42", "seed_everything: 42", "seed_everythin"),
@@ -356,7 +356,7 @@ def test_an_unknown_key_is_named(
     text = (CONFIGS / "distill" / "shapes.yaml").read_text(encoding="utf-8")
     assert text.count(right) >= 1
     # max_steps is interpolated elsewhere in the file; an unresolved name there would be the error instead
-    text = text.replace("${trainer.max_steps}", "600").replace(right, wrong, 1)
+    text = text.replace("${trainer.max_steps}", "450").replace(right, wrong, 1)
     (tmp_path / "typo.yaml").write_text(text, encoding="utf-8")
     assert re.search(rf"\b{key}\b", refused(build, capsys, "fit", "-c", tmp_path / "typo.yaml"))
 

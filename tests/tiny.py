@@ -173,7 +173,7 @@ def truthful(fails: Callable[[ChatRequest], bool] = lambda request: False) -> Ch
     """
     import re
 
-    from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
+    from rationalrewards.components.chat import ChatModel, ChatReply
     from rationalrewards.components.critique import CritiqueFormat
     from rationalrewards.components.shapes import judge, phrases
 

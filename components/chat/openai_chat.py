@@ -8,6 +8,7 @@ import io
 import os
 import random
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,7 @@ class OpenAIChat(ChatModel):
         self.extra_body = extra_body or {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Any = None
+        self._stop: Any = None
 
     @property
     def identity(self) -> str:
@@ -68,9 +70,17 @@ class OpenAIChat(ChatModel):
         except ImportError:
             raise ImportError("OpenAIChat needs the openai client: pip install 'rationalrewards[openai]'") from None
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True, name="openai-chat").start()
+        thread = threading.Thread(target=_serve, args=(self._loop,), daemon=True, name="openai-chat")
+        thread.start()
         key = os.environ.get(self.api_key_env) or "none"  # local servers accept any key
         self._client = openai.AsyncOpenAI(api_key=key, base_url=self.base_url, timeout=self.timeout, max_retries=0)
+        self._stop = weakref.finalize(self, _stop, self._loop, thread, self._client)
+
+    def close(self) -> None:
+        """End the loop and its connections; the next request starts new ones. Dropping the object does the same."""
+        if self._stop is not None:
+            self._stop()
+        self._loop = self._client = self._stop = None
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         self.load()
@@ -130,6 +140,27 @@ class OpenAIChat(ChatModel):
             completion_tokens=usage.completion_tokens if usage else 0,
             attempts=attempt,
         )
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, client: Any) -> None:
+    """Close the client's connections on its own loop, then end the loop and its thread."""
+    if loop.is_closed():
+        return
+
+    async def close() -> None:
+        await client.close()
+        loop.stop()
+
+    asyncio.run_coroutine_threadsafe(close(), loop)
+    if threading.current_thread() is not thread:  # the last reference may be dropped on the loop's own thread
+        thread.join(timeout=10)
 
 
 def _retry_after(header: str | None, default: float) -> float:

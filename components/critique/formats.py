@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..records import AspectComparison, Critique, PairCritique, Score, Task
+from ..records import TASKS, AspectComparison, Critique, PairCritique, Score, Task
 from .parsing import parse, parse_pair
 from .rubric import Rubric, load_rubric
 
@@ -67,7 +67,8 @@ class CritiqueFormat:
             self.pairwise_messages("edit", "probe", [blank], (blank, blank)),
             self.pairwise_messages("t2i", "probe", [], (blank, blank)),
         ]
-        described = json.dumps([asked, self.render(probe, "edit")], default=lambda _: "image", sort_keys=True)
+        judged = [[(a.key, a.title, a.optional) for a in self.rules.for_task(task)] for task in TASKS]
+        described = json.dumps([asked, judged, self.render(probe, "edit")], default=lambda _: "image", sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()[:12]
 
     # -- asking --------------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ class CritiqueFormat:
             lines += [
                 f"{number}. {aspect.title}:",
                 f"## Justification: {critique.justification(aspect.key)}",
-                f"## Score: {_written(critique.score(aspect.key))}",
+                f"## Score: {written_score(critique.score(aspect.key))}",
             ]
         lines.append(f"# Summary: {critique.summary}")
         if critique.refined_request:
@@ -148,8 +149,8 @@ class CritiqueFormat:
             lines += [
                 f"{number}. {aspect.title}:",
                 f"## Justification: {judged.justification}",
-                f"## Score A: {_written(judged.score_a)}",
-                f"## Score B: {_written(judged.score_b)}",
+                f"## Score A: {written_score(judged.score_a)}",
+                f"## Score B: {written_score(judged.score_b)}",
                 f"## Winner: {winner}",
             ]
         lines.append(f"# Summary: {critique.summary}")
@@ -185,7 +186,8 @@ def swap_pair(critique: PairCritique) -> PairCritique:
     return PairCritique(aspects, names(critique.summary), names(critique.analysis))
 
 
-def _written(score: Score) -> str:
+def written_score(score: Score) -> str:
+    """A score as a critic writes it: one decimal, or ``N/A``."""
     return f"{score:.1f}" if isinstance(score, float) else "N/A"
 
 

@@ -40,9 +40,10 @@ _FIELDS = {
 _CLOSING = ("summary", "refinement", "refinement_comments", "refined_request")
 _TOP = ("analysis", "judgement", *_CLOSING)
 _FIELD_LINE = re.compile(
-    r"^\s*(?P<hashes>#{0,4})\s*\**\s*(?P<name>"
+    r"^\s*(?P<hashes>#{0,4})\s*(?P<bold>\*\*)?\s*(?P<name>"
     + "|".join(sorted(_FIELDS, key=len, reverse=True))
-    + r")\s*\**\s*(?P<colon>:?)\s*\**(?P<rest>.*)$",
+    # bold may end before or after the colon; further asterisks belong to the text
+    + r")\s*(?(bold)(?:\*\*)?)\s*(?P<colon>:?)(?(bold)(?:\s*\*\*)?)(?P<rest>.*)$",
     re.IGNORECASE,
 )
 _SCORE = re.compile(r"^[\s*`_]*(?P<number>[+-]?\d+(?:\.\d+)?)[\s*`_]*(?:/\s*4(?:\.0+)?)?[\s*`_.]*$")
@@ -110,8 +111,7 @@ def _split(text: str, aspects: Sequence[Aspect]) -> _Sections:
         re.IGNORECASE,
     )
     lines = text.splitlines()
-    starts = [index for index, line in enumerate(lines) if _field(line)[0] == "judgement"]
-    first_body = starts[-1] if starts else 0
+    first_body = _body_start([_field(line)[0] for line in lines])
     current: list[str] | None = None
     aspect: dict[str, list[str]] | None = None
     after_aspects = False
@@ -137,6 +137,21 @@ def _split(text: str, aspects: Sequence[Aspect]) -> _Sections:
         if current is not None:
             current.append(line)
     return sections
+
+
+def _body_start(names: Sequence[str]) -> int:
+    """The line where the judgement begins: its last heading that no refined request stands before.
+
+    Such a heading may be quoted earlier, in the analysis of the request, and later, in the refined request.
+    """
+    start, scored = 0, False
+    for index, name in enumerate(names):
+        if name == "refined_request" and scored:
+            break
+        if name == "judgement":
+            start, scored = index, False
+        scored = scored or name in ("score", "score_a")
+    return start
 
 
 def _field(line: str) -> tuple[str, str]:

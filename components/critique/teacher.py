@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ..records import Critique, Task, Verdict
-from .formats import CritiqueFormat, Message, image_part, quote_request, text_part
+from .formats import CritiqueFormat, Message, image_part, quote_request, text_part, written_score
 from .parsing import parse
 
 HINT = "Known preference:"
@@ -110,7 +110,7 @@ def mask_comment(format: CritiqueFormat, text: str, task: Task, show: str) -> st
         judged = critique.aspects[aspect.key]
         lines.append(f"{aspect.title}: {judged.justification}")
         if show == "scores":
-            lines.append(f"Score A: {judged.score_a} Score B: {judged.score_b}")
+            lines.append(f"Score A: {written_score(judged.score_a)} Score B: {written_score(judged.score_b)}")
     return "\n".join(lines)
 
 

@@ -106,7 +106,12 @@ def load_adapter_state(denoiser: nn.Module, adapter: str, state: dict[str, Tenso
         ValueError: If the saved weights are not exactly this adapter's.
     """
     parameters = parameters_of(denoiser, adapter)
-    differing = sorted(set(parameters) ^ set(state))
+    # by shape too: a matrix of rank 1 would be copied into one of any rank
+    differing = sorted(
+        name
+        for name in set(parameters) | set(state)
+        if name not in parameters or name not in state or parameters[name].shape != state[name].shape
+    )
     if differing:
         raise ValueError(
             f"the checkpoint's {adapter!r} adapter does not fit: {len(differing)} parameters differ, first {differing[0]!r}; was it "

@@ -45,6 +45,8 @@ class _Step:
 class _Log:
     calls: list[_Call] = field(default_factory=list)
     steps: list[_Step] = field(default_factory=list)
+    calls_made: int = 0
+    steps_made: int = 0
 
 
 # How the sample sits in the denoiser's input: (name, take it out of the argument, put another one in).
@@ -224,12 +226,11 @@ class PipelineTape:
         learn = kind not in self.rules
         with self._listen(keep_all=keep_steps or learn) as log:
             images = self.pipe(**pipeline_kwargs).images
-        if len(log.calls) != len(log.steps) and (keep_steps or learn):
-            raise UnprovenPipelineError(
-                f"{self.name} called its denoiser {len(log.calls)} times for {len(log.steps)} steps; switch classifier-free guidance "
-                "off (e.g. guidance_scale=1.0 or true_cfg_scale=1.0) while recording"
-            )
+        if log.calls_made != log.steps_made:
+            raise self._guided(f"called its denoiser {log.calls_made} times for {log.steps_made} steps")
         rule = self._learn(log) if learn else self.rules[kind]
+        if len(log.calls[0].kwargs[rule.sample_name]) != len(log.steps[-1].prev_sample):
+            raise self._guided("gave its denoiser a doubled batch")
         recording = Recording(
             images=list(images),
             x0=log.steps[-1].prev_sample.float(),
@@ -259,6 +260,7 @@ class PipelineTape:
         signature = inspect.signature(denoiser.forward)
 
         def after(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            log.calls_made += 1
             if keep_all or not log.calls:
                 bound = signature.bind(*args, **kwargs)
                 log.calls.append(_Call(dict(bound.arguments), _primary(output)))
@@ -271,6 +273,7 @@ class PipelineTape:
             result = original(model_output, timestep, sample, *args, **kwargs)
             previous = result[0] if isinstance(result, tuple) else result.prev_sample
             step = _Step(model_output, torch.as_tensor(timestep), sample, previous, sigma, next_sigma)
+            log.steps_made += 1
             log.steps.append(step if keep_all else _Step(previous, step.time, previous, previous, sigma, next_sigma))
             return result
 
@@ -316,7 +319,14 @@ class PipelineTape:
                     continue  # this rule does not fit the argument's type or shape
                 if found is not None and torch.equal(found.to(step.sample.dtype), step.sample):
                     return name, rule
+        if any(isinstance(value, (Tensor, list)) and len(value) == 2 * len(step.sample) for value in call.kwargs.values()):
+            raise self._guided("gave its denoiser a doubled batch")
         raise UnprovenPipelineError(f"{self.name}: no argument of its denoiser holds the scheduler's sample")
+
+    def _guided(self, what: str) -> UnprovenPipelineError:
+        return UnprovenPipelineError(
+            f"{self.name} {what}; switch classifier-free guidance off (e.g. guidance_scale=1.0 or true_cfg_scale=1.0) while recording"
+        )
 
     def _find_time(self, log: _Log) -> tuple[str, str]:
         for name, argument in log.calls[0].kwargs.items():

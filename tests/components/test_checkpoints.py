@@ -20,5 +20,7 @@ def test_any_other_path_is_left_alone(path: str) -> None:
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
-    with pytest.raises(ValueError, match="no embedded checkpoint 'embedded:nope'; there are: embedded:shapes-generator, embedded:s"):
+    with pytest.raises(
+        ValueError, match="no embedded checkpoint 'embedded:nope'; there are: embedded:shapes-generator, embedded:s"
+    ):
         resolve("embedded:nope")

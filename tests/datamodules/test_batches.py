@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule, Trainer
-from rationalrewards.datamodules.batches import BatchPlan, length_grouped, planned_loader, world
-from torch.utils.data import DistributedSampler
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rationalrewards.datamodules.batches import BatchPlan, PlannedLoader, length_grouped, world
 
 
 @settings(max_examples=100, deadline=None)
@@ -45,17 +45,41 @@ def test_length_grouping_saves_padding_and_still_mixes() -> None:
 
 
 def _plan() -> BatchPlan[list[int]]:
-    return BatchPlan(lambda epoch, rank, processes: [[epoch, rank, processes, index] for index in range(3)], lambda processes: 3)
+    return BatchPlan(lambda epoch, rank, processes: [[epoch, rank, processes, index] for index in range(4)], lambda processes: 4)
 
 
-def test_a_plan_is_told_the_epoch_and_its_share() -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_plan_is_told_the_epoch_and_its_share(workers: int) -> None:
     assert world() == (0, 1)
     plan = _plan()
-    loader = planned_loader(plan, lambda item: ("fetched", *item))
-    assert len(plan) == len(loader) == 3
-    assert list(loader) == [("fetched", 0, 0, 1, index) for index in range(3)]
+    loader = PlannedLoader(plan, _fetched, workers)
+    assert len(plan) == len(loader) == 4
+    assert list(loader) == [["fetched", 0, 0, 1, index] for index in range(4)]
     plan.set_epoch(4)
-    assert [item[1] for item in loader] == [4, 4, 4]
+    assert [item[1] for item in loader] == [4, 4, 4, 4]
+
+
+def _fetched(item: list[int]) -> list[Any]:
+    return ["fetched", *item]
+
+
+@pytest.mark.parametrize("given", range(5))
+def test_an_interrupted_epoch_goes_on_with_the_next_batch(given: int) -> None:
+    loader = PlannedLoader(_plan(), list)
+    loader.sampler.set_epoch(2)
+    batches = iter(loader)
+    before = [next(batches) for _ in range(given)]
+    state = loader.state_dict()
+
+    resumed = PlannedLoader(_plan(), list)
+    resumed.load_state_dict(state)
+    following = iter(resumed)  # made before the epoch is told, as Lightning does
+    resumed.sampler.set_epoch(2)
+    after = list(following)
+    assert before + after == [[2, 0, 1, index] for index in range(4)]
+    assert resumed.state_dict() == {"epoch": 2, "given": 4}  # a second interruption would count from the start
+    resumed.sampler.set_epoch(3)
+    assert len(list(resumed)) == 4  # the next epoch is whole
 
 
 class _Listener(LightningModule):
@@ -72,16 +96,26 @@ class _Listener(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+def _trainer(**settings: Any) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return Trainer(accelerator="cpu", **{**quiet, **settings})
+
+
 def test_lightning_keeps_the_plan_and_tells_it_the_epoch() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     module = _Listener()
-    trainer = Trainer(
-        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-    )
-    plan = _plan()
-    assert isinstance(plan, DistributedSampler)  # what Lightning never replaces
-    trainer.fit(module, planned_loader(plan, list))
-    assert module.seen == [[epoch, 0, 1, index] for epoch in range(3) for index in range(3)]
+    _trainer(max_epochs=3).fit(module, PlannedLoader(_plan(), list))
+    assert module.seen == [[epoch, 0, 1, index] for epoch in range(3) for index in range(4)]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 6, 8])
+def test_lightning_resumes_in_the_middle_of_an_epoch(tmp_path: Path, steps: int) -> None:
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=steps, save_top_k=-1)
+    whole = _Listener()
+    _trainer(max_epochs=3, enable_checkpointing=True, callbacks=[saving]).fit(whole, PlannedLoader(_plan(), list))
+    resumed = _Listener()
+    _trainer(max_epochs=3).fit(resumed, PlannedLoader(_plan(), list), ckpt_path=str(tmp_path / f"step={steps}.ckpt"))
+    assert len(whole.seen) == 12
+    assert resumed.seen == whole.seen[steps:]
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -87,7 +87,7 @@ def test_every_pass_goes_once_through_the_requests(path: str) -> None:
 def test_the_loader_follows_its_epoch(path: str) -> None:
     data = _data(path)
     loader = data.train_dataloader()
-    loader.sampler.set_epoch(5)  # type: ignore[union-attr]
+    loader.sampler.set_epoch(5)
     assert list(loader) == data.batches(5, 0, 1)
 
 

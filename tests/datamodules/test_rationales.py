@@ -55,6 +55,20 @@ def test_rows_of_a_rationale(folder: Path, changes: dict[str, bool], kinds: list
     assert len(data.rows) == len(rows)
 
 
+def test_a_share_of_the_pairs_gives_pairwise_rows(folder: Path) -> None:
+    def paired(share: float) -> set[str]:
+        rows = _data(folder, pairwise_share=share).rows
+        points = [row for row in rows if row.kind == "point"]
+        assert len(points) == 2 * len(read_jsonl(folder / "rationales.jsonl", Rationale))  # all give pointwise rows
+        names = [row.rationale.pair.id for row in rows if row.kind == "pair"]
+        assert all(names.count(name) == 2 for name in names)
+        return set(names)
+
+    none, few, many, every = (paired(share) for share in (0.0, 0.3, 0.7, 1.0))
+    assert none == set() and none < few < many < every
+    assert paired(0.3) == few
+
+
 def test_nothing_to_learn_is_refused() -> None:
     with pytest.raises(ValueError, match="both pairwise and pointwise are off"):
         RationaleDataModule("x", pairwise=False, pointwise=False)
@@ -84,14 +98,14 @@ def test_rows_ask_what_the_critic_will_be_asked(folder: Path) -> None:
 def test_an_epoch_holds_every_row_once_and_ranks_share_it(folder: Path) -> None:
     data = _data(folder)
     loader = data.train_dataloader()
-    plan = loader.sampler.plan  # type: ignore[union-attr]
+    plan = loader.sampler.plan
     everything = sorted(map(id, data.rows))
     for epoch in range(2):
         batches = plan(epoch, 0, 1)
         assert sorted(id(row) for batch in batches for row in batch) == everything
         for processes in (2, 3):
             ranks = [plan(epoch, rank, processes) for rank in range(processes)]
-            assert len({len(rank) for rank in ranks}) == 1 == len({len(rank) for rank in ranks} | {loader.sampler.length(processes)})  # type: ignore[union-attr]
+            assert {len(rank) for rank in ranks} == {loader.sampler.length(processes)}
             shared = [id(row) for rank in ranks for batch in rank for row in batch]
             assert len(set(shared)) == len(shared) >= len(everything) - (processes - 1) * data.batch_size
             assert {tuple(map(id, batch)) for rank in ranks for batch in rank} <= {tuple(map(id, batch)) for batch in batches}
@@ -104,7 +118,7 @@ def test_an_epoch_holds_every_row_once_and_ranks_share_it(folder: Path) -> None:
 
 def test_batches_hold_rows_of_similar_length(folder: Path) -> None:
     data = _data(folder, batch_size=6)
-    plan = data.train_dataloader().sampler.plan  # type: ignore[union-attr]
+    plan = data.train_dataloader().sampler.plan
     spread = [max(row.length for row in batch) - min(row.length for row in batch) for batch in plan(0, 0, 1)]
     whole = max(row.length for row in data.rows) - min(row.length for row in data.rows)
     assert sorted(spread)[len(spread) // 2] < whole / 4

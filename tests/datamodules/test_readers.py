@@ -23,7 +23,14 @@ def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 OWN = [
     {"id": "a", "task": "t2i", "prompt": "a cat", "candidates": ["1.png", "2.png"], "label": 0.25},
-    {"id": "b", "task": "edit", "prompt": "line\u2028one", "candidates": ["1.png", "2.png"], "label": 1.0, "sources": ["s/0.png"]},
+    {
+        "id": "b",
+        "task": "edit",
+        "prompt": "line\u2028one",
+        "candidates": ["1.png", "2.png"],
+        "label": 1.0,
+        "sources": ["s/0.png"],
+    },
 ]
 
 

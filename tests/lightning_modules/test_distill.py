@@ -80,7 +80,9 @@ def test_the_student_is_shown_what_generation_shows(module: RationaleDistillModu
     pixels: list[Tensor] = []
     # generation may run the vision tower by itself
     hooks = [
-        module.student.register_forward_pre_hook(lambda _, args, given: ids.append(given["input_ids"][0].tolist()), with_kwargs=True),
+        module.student.register_forward_pre_hook(
+            lambda _, args, given: ids.append(given["input_ids"][0].tolist()), with_kwargs=True
+        ),
         module.student.model.visual.register_forward_pre_hook(
             lambda _, args, given: pixels.append(given.get("hidden_states", *args[:1])), with_kwargs=True
         ),

@@ -413,9 +413,7 @@ def two_pairs(real: Path) -> list[Preference]:
 def taught(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny critic of the real geometry that has learned its answers by heart, hardly looking."""
     folder = tmp_path_factory.mktemp("critic")
-    base = build_tiny_vlm(
-        folder / "base", **GEOMETRY, vision_hidden=16, vision_layers=1, deepstack=(0,), text_layers=2
-    )
+    base = build_tiny_vlm(folder / "base", **GEOMETRY, vision_hidden=16, vision_layers=1, deepstack=(0,), text_layers=2)
     told = [row for pair in two_pairs(real) for row in lessons(pair)]
     format, shown = CritiqueFormat(RUBRIC), [Image.new("RGB", (32, 32), (128, 128, 128))]
     shown += [open_picture(real / name).resize((32, 32)) for name in ("imagereward/1.webp", "imagereward/2.webp")]

@@ -80,7 +80,9 @@ def test_every_picture_needs_a_seed(sampler: FlowGenerator) -> None:
         sampler.sample(PROMPTS, [], [1, 2])
 
 
-@pytest.mark.parametrize(("size", "expected"), [((32, 32), (64, 64)), ((32, 48), (64, 96)), ((100, 70), (100, 70)), ((64, 200), (64, 200))])
+@pytest.mark.parametrize(
+    ("size", "expected"), [((32, 32), (64, 64)), ((32, 48), (64, 96)), ((100, 70), (100, 70)), ((64, 200), (64, 200))]
+)
 def test_small_sources_are_enlarged_without_inventing_colours(
     sampler: FlowGenerator, size: tuple[int, int], expected: tuple[int, int]
 ) -> None:

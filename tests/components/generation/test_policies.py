@@ -63,7 +63,9 @@ def _trained(denoiser: FluxTransformer2DModel) -> set[str]:
     return {name for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
 
 
-def test_all_three_start_as_the_base(build: Callable[[str], Any], denoiser: FluxTransformer2DModel, inputs: dict[str, Tensor]) -> None:
+def test_all_three_start_as_the_base(
+    build: Callable[[str], Any], denoiser: FluxTransformer2DModel, inputs: dict[str, Tensor]
+) -> None:
     base = _run(build("flux").transformer, inputs)
     for adapter in (POLICY, OLD, None):
         with use(denoiser, adapter):

@@ -212,7 +212,9 @@ def test_guidance_by_a_second_call_is_refused_and_says_what_to_do(
 
 
 @pytest.mark.parametrize(("name", "changes"), GUIDED)
-def test_guidance_is_refused_once_the_rule_is_known_too(pipelines: Callable[[str], Any], name: str, changes: dict[str, Any]) -> None:
+def test_guidance_is_refused_once_the_rule_is_known_too(
+    pipelines: Callable[[str], Any], name: str, changes: dict[str, Any]
+) -> None:
     """The same arguments with other values: conditioning and pictures would no longer belong together."""
     tape = PipelineTape(pipelines(name))
     off = {"true_cfg_scale": 1.0, "negative_prompt": ["ugly", "ugly"]} if name == "flux" else {}

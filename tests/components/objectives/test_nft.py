@@ -153,7 +153,9 @@ def test_optimality(advantage: float, r: float) -> None:
     assert optimality(torch.tensor([advantage / 5], dtype=torch.float64), adv_clip_max=1.0).item() == pytest.approx(r, abs=1e-15)
 
 
-@pytest.mark.parametrize(("step", "decay"), [(0, 0.0), (1, 0.001), (100, 0.1), (499, 0.499), (500, 0.5), (501, 0.5), (10**6, 0.5)])
+@pytest.mark.parametrize(
+    ("step", "decay"), [(0, 0.0), (1, 0.001), (100, 0.1), (499, 0.499), (500, 0.5), (501, 0.5), (10**6, 0.5)]
+)
 def test_old_policy_decay_is_type_1(step: int, decay: float) -> None:
     assert old_policy_decay(step) == pytest.approx(decay, abs=1e-15)
 

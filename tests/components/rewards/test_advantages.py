@@ -86,7 +86,8 @@ def test_the_order_of_samples_and_other_groups_do_not_matter(rows: list[tuple[st
 
 
 @pytest.mark.parametrize(
-    ("size", "valid", "signal"), [(8, 3, False), (8, 4, True), (7, 3, False), (7, 4, True), (3, 1, False), (2, 1, False), (2, 2, True)]
+    ("size", "valid", "signal"),
+    [(8, 3, False), (8, 4, True), (7, 3, False), (7, 4, True), (3, 1, False), (2, 1, False), (2, 2, True)],
 )
 def test_fewer_than_half_is_no_signal(size: int, valid: int, signal: bool) -> None:
     rewards = torch.tensor([0.1 * (index + 1) for index in range(valid)] + [NAN] * (size - valid))
@@ -140,9 +141,7 @@ def test_by_hand() -> None:
 def _brute_force(first: np.ndarray, second: np.ndarray, groups: list[str]) -> float:
     pairs = []
     for group in set(groups):
-        members = [
-            (first[i], second[i]) for i in range(len(groups)) if groups[i] == group and not np.isnan(first[i] + second[i])
-        ]
+        members = [(first[i], second[i]) for i in range(len(groups)) if groups[i] == group and not np.isnan(first[i] + second[i])]
         if len(members) >= 2:
             pairs.extend(np.array(members) - np.mean(members, axis=0))
     return float(np.corrcoef(np.array(pairs).T)[0, 1])
