@@ -18,7 +18,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from rationalrewards import cli
 from rationalrewards.components.chat import ChatRequest, TransformersChat
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.critique.teacher import (
@@ -48,6 +47,8 @@ from rationalrewards.datamodules.readers import read_preferences, read_prompts
 from rationalrewards.lightning_modules import RationaleDistillModule
 from rationalrewards.lightning_modules.distill import Row
 from rationalrewards.lightning_modules.schedules import CosineWithWarmup
+
+from rationalrewards import cli
 
 pytestmark = [
     # no worker processes on purpose, and a run of two batches is short on purpose

@@ -181,7 +181,7 @@ FAULTS: dict[str, tuple[list[Any], int, str]] = {
 
 def test_every_fault_is_accounted_for(server: FaultServer) -> None:
     server.treatments = {text: treatments for text, (treatments, _, _) in FAULTS.items()}
-    with _chat(server.url, concurrency=len(FAULTS), attempts=2, timeout=3.0, deadline=60.0) as chat:
+    with _chat(server.url, concurrency=len(FAULTS), attempts=2, timeout=8.0, deadline=60.0) as chat:
         replies = chat.complete([_ask(text, max_tokens=99) for text in FAULTS])
     for (text, (_, attempts, failure)), reply in zip(FAULTS.items(), replies, strict=True):
         assert reply.attempts == attempts == len(server.calls[text]), text  # told by the client, counted by the server
