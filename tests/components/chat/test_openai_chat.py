@@ -207,7 +207,7 @@ def test_an_absent_server_is_a_failure_and_no_exception() -> None:
 
 def test_requests_are_under_way_together_up_to_the_limit(server: FaultServer) -> None:
     texts = [f"request {number}" for number in range(12)]
-    server.treatments = dict.fromkeys(texts, ["together"])  # answered only when three are waiting at once
+    server.treatments = {text: ["together"] for text in texts}  # answered only when three are waiting at once
     with _chat(server.url, concurrency=3, attempts=1) as chat:
         replies = chat.complete([_ask(text) for text in texts])
     assert [reply.failure for reply in replies] == [""] * 12
