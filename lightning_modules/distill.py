@@ -290,7 +290,8 @@ def _gathered(value: Tensor) -> Tensor:
         with GatheredParameters([value]):
             return value.detach().clone()
     if isinstance(value, DTensor):
-        return value.detach().full_tensor()
+        whole: Tensor = value.full_tensor()
+        return whole.detach()
     return value.detach()
 
 

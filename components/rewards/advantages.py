@@ -55,8 +55,8 @@ def group_advantages(
     group_std = torch.full_like(rewards, float("nan"))
     flat = starved = 0
     members: dict[str, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
+    for position, group in enumerate(groups):
+        members.setdefault(group, []).append(position)
     for indices in members.values():
         index = torch.tensor(indices, device=rewards.device)
         valid = index[~torch.isnan(rewards[index])]
