@@ -128,9 +128,10 @@ class PromptDataModule(LightningDataModule):
     def _check_processes(self, processes: int) -> None:
         pictures = self.groups_per_epoch // processes * self.group_size
         if self.groups_per_epoch % processes or pictures % self.batch_size:
+            unit = processes * max(1, self.batch_size // self.group_size)  # whole batches for every process
             raise ValueError(
                 f"groups_per_epoch {self.groups_per_epoch} does not divide into whole groups and batches of {self.batch_size} on "
-                f"{processes} processes; nearest legal: {max(1, round(self.groups_per_epoch / processes)) * processes}"
+                f"{processes} processes; nearest legal: {max(1, round(self.groups_per_epoch / unit)) * unit}"
             )
 
     def train_dataloader(self) -> PlannedLoader:

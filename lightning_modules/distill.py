@@ -269,25 +269,27 @@ class RationaleDistillModule(RewardsModule):
     def _whole_weights(self) -> dict[str, Tensor] | None:
         """The student's weights on the CPU, of a LoRA student the LoRA only; nothing but on the first process."""
         whole: dict[str, Tensor] = {}
-        made: dict[int, Tensor] = {}
+        first: dict[int, str] = {}
         for name, value in self.student.state_dict(keep_vars=True).items():
             if self.lora_rank is not None and "lora_" not in name:
                 continue
-            if id(value) not in made:  # tied weights stay one
-                gathered = _gathered(value)
+            if id(value) in first:  # tied weights stay one, and are gathered once
                 if self.global_rank == 0:
-                    made[id(value)] = gathered.cpu()
+                    whole[name] = whole[first[id(value)]]
+                continue
+            first[id(value)] = name
+            gathered = _gathered(value)
             if self.global_rank == 0:
-                whole[name] = made[id(value)]
+                whole[name] = gathered.cpu()
         return whole
 
 
 def _gathered(value: Tensor) -> Tensor:
     """A weight, whole, however a strategy has split it; all processes take part."""
     if hasattr(value, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        import deepspeed  # `deepspeed.zero` is an attribute, no module of its own
 
-        with GatheredParameters([value]):
+        with deepspeed.zero.GatheredParameters([value]):
             return value.detach().clone()
     if isinstance(value, DTensor):
         whole: Tensor = value.full_tensor()

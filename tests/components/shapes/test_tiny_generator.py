@@ -228,16 +228,15 @@ def test_muon_steps_are_orthogonal() -> None:
     assert singular.max() < 1.3
 
 
-def test_saving_replaces_files_and_keeps_others(
-    tmp_path: Path, pipeline: Flux2KleinPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # torch.cuda.is_available, asked on the way, leaves this behind in the environment
-    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
+def test_saving_replaces_files_and_keeps_others(tmp_path: Path, pipeline: Flux2KleinPipeline) -> None:
     out = tmp_path / "generator"
     out.mkdir()
     (out / "README.md").write_text("kept")
     (out / "model_index.json").write_text("stale")
-    save(pipeline, out)
+    with pytest.MonkeyPatch.context() as patch:
+        # torch asks for CUDA on the way and would leave this behind in the environment
+        patch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
+        save(pipeline, out)
     assert (out / "README.md").read_text() == "kept"
     assert all("_name_or_path" not in path.read_text() for path in out.rglob("config.json"))
     again = load_generator(out)

@@ -1,0 +1,116 @@
+"""PARROT through a Trainer and its writer: every pair is accounted for, and nothing is asked twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from rationalrewards.callbacks import RationaleWriter
+from rationalrewards.components.chat import ChatReply, ChatRequest
+from rationalrewards.components.critique import CritiqueFormat
+from rationalrewards.components.parrot import Ledger, ParrotOptions, rationalize
+from rationalrewards.components.records import Preference, Rationale, read_jsonl
+from rationalrewards.components.shapes.teacher import ShapesTeacher
+from rationalrewards.datamodules import PreferenceDataModule
+from rationalrewards.lightning_modules import RationalizeModule
+
+pytestmark = tiny.QUIET
+
+OPTIONS = ParrotOptions(control_share=0.5, seed=4)
+
+
+class Counting(ShapesTeacher):
+    """The simulated teacher, counting; some questions fail until ``mended``."""
+
+    def __init__(self, failing: Sequence[int] = (), **rates: Any) -> None:
+        super().__init__(**rates)
+        self.failing = failing
+        self.asked = 0
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        replies = super().complete(requests)
+        for index in range(len(requests)):
+            if self.asked + index in self.failing:
+                replies[index] = ChatReply("", failure="HTTP 503 (after 4 attempts)")
+        self.asked += len(requests)
+        return replies
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.pairs(tmp_path_factory.mktemp("pairs"), 12, seed=1)
+
+
+def predict(teacher: ShapesTeacher, file: Path, out: Path) -> None:
+    module = RationalizeModule(teacher, "shapes", OPTIONS)
+    trainer = tiny.trainer(callbacks=[RationaleWriter(str(out))])
+    trainer.predict(module, PreferenceDataModule(str(file), batch_size=5), return_predictions=False)
+
+
+def ledger(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_writes_what_the_stages_give(file: Path, tmp_path: Path) -> None:
+    predict(Counting(vagueness=0.3, label_echo=0.2), file, tmp_path)
+    pairs = read_jsonl(file, Preference)
+    teacher = ShapesTeacher(vagueness=0.3, label_echo=0.2)
+    outcomes = rationalize(pairs, teacher, CritiqueFormat("shapes"), OPTIONS, Ledger())
+    kept = [outcome.rationale for outcome in outcomes if outcome.rationale is not None]
+    assert 0 < len(kept) < len(pairs)
+    written = read_jsonl(tmp_path / "rationales.jsonl", Rationale)
+    assert [rationale.pair.id for rationale in written] == [rationale.pair.id for rationale in kept]
+    for one, other in zip(written, kept, strict=True):
+        assert (one.pair_text, one.point_texts, one.format) == (other.pair_text, other.point_texts, other.format)
+        assert one.format == CritiqueFormat("shapes").fingerprint
+        # relative to the file, so that the folder can be moved; they lead to the same pictures
+        assert [Path(path).resolve() for path in one.pair.candidates] == [Path(path) for path in other.pair.candidates]
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["pairs"], summary["kept"]) == (len(pairs), len(kept))
+    assert sum(summary["reasons"].values()) == len(pairs) - len(kept)
+    assert summary["control_pairs"] == sum(outcome.wrong_label_passed is not None for outcome in outcomes) > 0
+    told = {row["pair"]: row for row in ledger(tmp_path) if row["stage"] == "outcome"}
+    assert {name: row["kept"] for name, row in told.items()} == {o.pair.id: o.rationale is not None for o in outcomes}
+    assert {name: row["reason"] for name, row in told.items()} == {o.pair.id: o.reason for o in outcomes}
+
+
+def test_a_finished_run_asks_nothing_again(file: Path, tmp_path: Path) -> None:
+    predict(Counting(), file, tmp_path)
+    before = {path.name: path.read_text() for path in tmp_path.glob("*.json*")}
+    teacher = Counting()
+    predict(teacher, file, tmp_path)
+    assert teacher.asked == 0
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.json*")} == before
+
+
+def test_failed_questions_are_asked_again_and_the_pair_comes_in(file: Path, tmp_path: Path) -> None:
+    first = Counting(failing=[1, 3], hallucination=0.0)
+    predict(first, file, tmp_path)
+    failures = [row for row in ledger(tmp_path) if row.get("failure")]
+    lost = {row["pair"] for row in failures}
+    assert len(failures) == 2
+    without = {rationale.pair.id for rationale in read_jsonl(tmp_path / "rationales.jsonl", Rationale)}
+    assert not lost & without
+    second = Counting(hallucination=0.0)
+    predict(second, file, tmp_path)
+    undisturbed = tmp_path / "undisturbed"
+    predict(Counting(hallucination=0.0), file, undisturbed)
+    expected = {r.pair.id: r.pair_text for r in read_jsonl(undisturbed / "rationales.jsonl", Rationale)}
+    assert {r.pair.id: r.pair_text for r in read_jsonl(tmp_path / "rationales.jsonl", Rationale)} == expected
+    answered = Counter(
+        (row["pair"], row["stage"], row["sample"], row["request"]) for row in ledger(tmp_path) if row.get("failure") == ""
+    )
+    assert set(answered.values()) == {1}
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads((undisturbed / "summary.json").read_text())
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(PermissionError, match=r"cannot write to .*taken.*; choose another output_dir"):
+        predict(Counting(), file, tmp_path / "taken")

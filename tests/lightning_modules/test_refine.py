@@ -1,0 +1,105 @@
+"""The refine loop through a Trainer and its writer, with the embedded generator and a critic that tells the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from rationalrewards.callbacks import RefinementWriter
+from rationalrewards.components.records import PromptRecord, Refinement, open_picture, read_jsonl
+from rationalrewards.components.refine import ARMS, RefineOptions
+from rationalrewards.datamodules import PromptDataModule
+from rationalrewards.lightning_modules import RefineLoop
+
+pytestmark = tiny.QUIET
+
+BUDGET = 3
+Traces = dict[tuple[str, str], Refinement]
+
+
+def refine(requests: Path, out: Path, batch_size: int = 2, **changes: Any) -> Traces:
+    options = RefineOptions(images_per_prompt=BUDGET, threshold=3.9, seed=2)
+    made = {"generator": tiny.generator(), "chat": tiny.truthful(), "arms": ARMS, "options": options, **changes}
+    trainer = tiny.trainer(callbacks=[RefinementWriter(str(out))])
+    data = PromptDataModule(predict=str(requests), eval_batch_size=batch_size)
+    trainer.predict(RefineLoop(rubric="shapes", **made), data, return_predictions=False)
+    return {(trace.id, trace.arm): trace for trace in read_jsonl(out / "refinements.jsonl", Refinement)}
+
+
+@pytest.fixture(scope="module")
+def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.requests(tmp_path_factory.mktemp("requests"), 4, edit_share=0.5, seed=3)
+
+
+@pytest.fixture(scope="module")
+def finished(requests: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Traces]:
+    out = tmp_path_factory.mktemp("refined")
+    return out, refine(requests, out)
+
+
+def test_every_request_goes_through_every_arm_within_the_budget(requests: Path, finished: tuple[Path, Traces]) -> None:
+    _, traces = finished
+    records = read_jsonl(requests, PromptRecord)
+    assert {record.task for record in records} == {"t2i", "edit"}
+    assert set(traces) == {(record.id, arm) for record in records for arm in ARMS}
+    for (_, arm), trace in traces.items():
+        made = len(trace.candidates)
+        if arm in ("best_of_n", "blind_rewrite"):
+            assert made == BUDGET
+        else:
+            assert 1 <= made <= {"base": 1, "refine_always_accept": 2, "refine_keep_best": BUDGET}[arm]
+
+
+def test_the_best_is_kept(finished: tuple[Path, Traces]) -> None:
+    for (name, arm), trace in finished[1].items():
+        rewards = [candidate.reward for candidate in trace.candidates]
+        assert all(reward is not None for reward in rewards)
+        if arm != "refine_always_accept":
+            assert rewards[trace.chosen] == max(rewards)  # type: ignore[type-var]
+        base = finished[1][name, "base"].candidates[0].reward
+        assert base is not None
+        if arm in ("best_of_n", "refine_keep_best"):
+            assert (trace.candidates[trace.chosen].reward or 0.0) >= base
+        accepted = min(score for score in trace.candidates[-1].aspects.values() if score is not None) >= 3.9
+        if arm == "refine_keep_best":
+            assert (trace.stop == "accepted") == accepted
+            assert accepted or len(trace.candidates) == BUDGET
+
+
+def test_pictures_and_gallery_are_there(finished: tuple[Path, Traces]) -> None:
+    out, traces = finished
+    for trace in traces.values():
+        for candidate in trace.candidates:
+            assert open_picture(candidate.image).size == (32, 32)
+            assert Path(candidate.image).resolve().parent == (out / "pictures").resolve()
+            assert candidate.critique
+    page = (out / "gallery.html").read_text()
+    for trace in traces.values():
+        assert trace.prompt in page
+
+
+def test_a_picture_depends_on_its_request_and_not_on_its_batch(
+    requests: Path, finished: tuple[Path, Traces], tmp_path: Path
+) -> None:
+    again = refine(requests, tmp_path, batch_size=4, arms=["base"])
+    assert set(again) == {key for key in finished[1] if key[1] == "base"}
+    for key, trace in again.items():
+        one, other = open_picture(trace.candidates[0].image), open_picture(finished[1][key].candidates[0].image)
+        # sums in float32 over another batch: one grey level where rounding falls the other way
+        assert max(abs(a - b) for a, b in zip(one.tobytes(), other.tobytes(), strict=True)) <= 1
+
+
+def test_what_cannot_be_scored_never_wins(requests: Path, tmp_path: Path) -> None:
+    failing = tiny.truthful(lambda request: True)
+    for trace in refine(requests, tmp_path, arms=["best_of_n", "refine_keep_best"], chat=failing, reasks=0).values():
+        assert trace.stop == "budget"
+        assert trace.chosen == 0
+        assert {candidate.reward for candidate in trace.candidates} == {None}
+        assert {candidate.unscored for candidate in trace.candidates} == {"told to fail"}
+
+
+def test_an_unknown_arm_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown arm 'best'; known: base, best_of_n"):
+        RefineLoop(tiny.generator(), tiny.truthful(), arms=["best"])
