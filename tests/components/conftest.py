@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -17,11 +18,13 @@ class SeeingChat(ChatModel):
 
     Args:
         speechless: Pictures about which it says nothing that can be read.
+        numbered: Whether each rewritten request gets a number of its own, so that two rewrites are never the same.
     """
 
-    def __init__(self, speechless: Callable[[Image.Image], bool] = lambda image: False) -> None:
+    def __init__(self, speechless: Callable[[Image.Image], bool] = lambda image: False, numbered: bool = False) -> None:
         self.format = CritiqueFormat("shapes")
         self.speechless = speechless
+        self.numbered = numbered
         self.prompts: list[str] = []
         self.pictures: list[Image.Image] = []
 
@@ -44,6 +47,8 @@ class SeeingChat(ChatModel):
         if self.speechless(image):
             return ChatReply("I would rather not say.")
         critique = phrases.critique(asked, judge.read([image])[0])
+        if self.numbered:
+            critique = replace(critique, refined_request=f"{critique.refined_request}, version {len(self.prompts)}")
         return ChatReply(self.format.render(critique, "edit" if sources else "t2i"))
 
 

@@ -52,7 +52,7 @@ def _reward(made: Made) -> float:
 
 @pytest.fixture
 def arms(generator: FlowGenerator, records: list[PromptRecord], seeing: Any) -> dict[str, list[Trace]]:
-    studio = _studio(generator, seeing())
+    studio = _studio(generator, seeing(numbered=True))
     return {arm: run_arm(arm, records, studio, OPTIONS) for arm in ARMS}
 
 

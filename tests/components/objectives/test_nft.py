@@ -117,6 +117,17 @@ def test_samples_do_not_mix() -> None:
     assert torch.allclose(nft_loss(**batch, nft_beta=0.5), torch.cat(alone), atol=1e-14)
 
 
+def test_the_normaliser_has_a_floor() -> None:
+    """Errors far below 1e-5 are divided by 1e-5, so that they do not blow up to order 1."""
+    batch = _batch((2, 8, 8))
+    sigma = batch["sigma"].view(-1, 1, 1)
+    perfect = (batch["x_t"] - batch["x0"]) / sigma
+    batch |= {"v": perfect + 1e-7 / sigma, "v_old": perfect}  # the prediction of x0 is off by 1e-7 everywhere
+    loss = nft_loss(**batch, nft_beta=1.0)
+    # x0 - x0_predicted loses about 9 of 16 digits to cancellation
+    np.testing.assert_allclose(loss.numpy(), [5 * 1e-14 / 1e-5] * 2, rtol=1e-5)
+
+
 def test_a_perfect_prediction_is_finite() -> None:
     batch = _batch((1, 4, 4))
     sigma = batch["sigma"].view(-1, 1, 1)
