@@ -18,6 +18,7 @@ from rationalrewards.components.rewards import Advantages, Rewards
 from torch import Tensor
 
 from .mlflow import mlflow_run
+from .writers import writable_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -109,6 +110,11 @@ class RewardLogging(Callback):
         self._open = False
         self._closed: dict[str, Tensor] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the history can be written, before anything is computed."""
+        if self.history is not None:
+            writable_folder(self.history.parent)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the history where the checkpoint left it."""
         self._logged, self._open, self._closed = None, False, {}
@@ -177,7 +183,6 @@ class RewardLogging(Callback):
 
     def _write(self) -> None:
         assert self.history is not None
-        self.history.parent.mkdir(parents=True, exist_ok=True)
         part = self.history.with_suffix(".part")
         part.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in self._lines), encoding="utf-8")
         part.replace(self.history)

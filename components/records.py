@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 Task = Literal["t2i", "edit"]
 TASKS: tuple[Task, ...] = ("t2i", "edit")
@@ -278,7 +278,7 @@ def _check_task(task: str, prompt: str, sources: Sequence[str]) -> None:
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError("the prompt is empty")
+        raise ValueError("the prompt is empty; write the request or take the row out")
     if (task == "edit") != bool(sources):
         raise ValueError("an edit needs source pictures" if task == "edit" else "a text-to-image request has no source pictures")
 
@@ -302,18 +302,39 @@ def group_id(prompt: str, sources: Sequence[str]) -> str:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Read a picture as RGB, all of it.
+    """Read a picture as RGB, all of it, the way up that its EXIF data say (as every viewer shows it).
 
     Raises:
         ValueError: If the file is missing, not a picture or cut off; the message names it.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
-        raise ValueError(f"picture {path} does not exist") from None
+        raise ValueError(f"picture {path} does not exist; put it there or correct its path") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"picture {path} cannot be read ({error}); is the file cut off or not a picture?") from error
+        raise ValueError(
+            f"picture {path} cannot be read ({error}): the file is cut off or not a picture; replace it or take its row out"
+        ) from error
+
+
+def located(record: R, path: str | Path, number: int) -> R:
+    """Remember in which row of which file a record was read, for messages. Not a field: it is neither compared nor written."""
+    for part in (record, *(getattr(record, name) for name in _NESTED if hasattr(record, name))):
+        object.__setattr__(part, "_read_from", f"{path}, row {number}")
+    return record
+
+
+def open_pictures(record: Preference | PromptRecord, paths: Sequence[str]) -> tuple[Image.Image, ...]:
+    """Pictures of a record, as :func:`open_picture` reads them.
+
+    Raises:
+        ValueError: As there; the message also names the row that the record was read from, or else its id.
+    """
+    try:
+        return tuple(open_picture(path) for path in paths)
+    except ValueError as error:
+        raise ValueError(f"{getattr(record, '_read_from', f'record {record.id!r}')}: {error}") from error
 
 
 R = TypeVar("R")
@@ -403,7 +424,7 @@ def read_jsonl(path: str | Path, kind: type[R]) -> list[R]:
             data = json.loads(line)
             if not isinstance(data, dict):
                 raise ValueError("the row is not a JSON object")
-            records.append(from_json(kind, data, path.parent))
+            records.append(located(from_json(kind, data, path.parent), path, number))
         except ValueError as error:
             raise ValueError(f"{path}, row {number}: {error}") from error
     return records

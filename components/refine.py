@@ -15,7 +15,7 @@ from PIL import Image
 from .critic import Critic, CritiqueRequest
 from .generation import FlowGenerator
 from .generation.noise import seed_for
-from .records import Critique, PromptRecord, Unscored, open_picture
+from .records import Critique, PromptRecord, Unscored, open_pictures
 
 Arm = Literal["base", "best_of_n", "blind_rewrite", "refine_always_accept", "refine_keep_best"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -86,7 +86,7 @@ class Studio:
     def sources(self, record: PromptRecord) -> tuple[Image.Image, ...]:
         """A request's source pictures."""
         if record.id not in self._sources:
-            self._sources[record.id] = tuple(open_picture(path) for path in record.sources)
+            self._sources[record.id] = open_pictures(record, record.sources)
         return self._sources[record.id]
 
     def make(self, wanted: Sequence[tuple[PromptRecord, str, int]]) -> list[tuple[Image.Image, Critique]]:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from rationalrewards.components.critique import CritiqueFormat, swap_pair
 from rationalrewards.components.critique.formats import Message
 from rationalrewards.components.generation.noise import seed_for
-from rationalrewards.components.records import Preference, Rationale, open_picture, read_jsonl
+from rationalrewards.components.records import Preference, Rationale, open_pictures, read_jsonl
 from torch.utils.data import DataLoader
 
 from .batches import Batch, BatchPlan, PlannedLoader, length_grouped
@@ -34,12 +34,12 @@ class SupervisedRow:
     def load(self, format: CritiqueFormat) -> tuple[list[Message], str]:
         """``(messages, answer)``; reads the pictures."""
         pair = self.rationale.pair
-        sources = [open_picture(path) for path in pair.sources]
+        sources = open_pictures(pair, pair.sources)
         if self.kind == "point":
-            image = open_picture(pair.candidates[self.index])
+            (image,) = open_pictures(pair, [pair.candidates[self.index]])
             messages = format.pointwise_messages(pair.task, pair.prompt, sources, image)
             return messages, self.rationale.point_texts[self.index]
-        first, second = (open_picture(path) for path in pair.candidates)
+        first, second = open_pictures(pair, pair.candidates)
         critique = format.parse_pair(self.rationale.pair_text, pair.task)
         if self.index:
             first, second, critique = second, first, swap_pair(critique)
@@ -66,7 +66,7 @@ class RationaleDataModule(LightningDataModule):
         pointwise: Whether pointwise rows are used.
         both_orders: Whether every pair appears in both orders.
         pairwise_share: Share of the pairs that give pairwise rows, which are long; all give pointwise rows.
-        limit_val: Take only the first so many validation pairs.
+        limit_val: Take only the first so many pairs of each validation file.
         num_workers: Worker processes that read pictures.
         seed: Seed of the batches.
     """
@@ -111,12 +111,12 @@ class RationaleDataModule(LightningDataModule):
             return
         self.rows = self._expand(self.train_path)
         if self.val_path is not None:
-            self.val_rows = self._expand(self.val_path)[: self.limit_val]
+            self.val_rows = self._expand(self.val_path, self.limit_val)
         if self.val_preferences_path is not None:
             self.val_preferences = read_preferences(self.val_preferences_path)[: self.limit_val]
 
-    def _expand(self, path: str) -> list[SupervisedRow]:
-        rationales = read_jsonl(Path(path), Rationale)
+    def _expand(self, path: str, limit: int | None = None) -> list[SupervisedRow]:
+        rationales = read_jsonl(Path(path), Rationale)[:limit]
         rows: list[SupervisedRow] = []
         for number, rationale in enumerate(rationales, start=1):
             if rationale.format != self.format.fingerprint:

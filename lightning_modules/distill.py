@@ -14,10 +14,11 @@ from rationalrewards.components.checkpoints import resolve
 from rationalrewards.components.critic import Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat, save_fingerprint
 from rationalrewards.components.critique.formats import Message
-from rationalrewards.components.records import Preference, Unscored, open_picture
+from rationalrewards.components.records import Preference, Unscored, open_pictures
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .base import RewardsModule
@@ -180,8 +181,12 @@ class RationaleDistillModule(RewardsModule):
 
     def _loss(self, rows: Sequence[Row]) -> tuple[Tensor, int]:
         encoded = {name: tensor.to(self.device) for name, tensor in self.encode(rows).items()}
-        tokens = int((encoded["labels"][:, 1:] != -100).sum())
-        return self.student(**encoded).loss, tokens
+        labels = encoded.pop("labels")
+        # logits from the first answer on: over a large vocabulary those of requests and pictures would take most of the memory
+        first = int((labels != -100).int().argmax(dim=1).min())
+        logits = self.student(**encoded, logits_to_keep=labels.shape[1] - first + 1).logits[:, :-1]
+        targets = labels[:, first:]
+        return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100), int((targets != -100).sum())
 
     def training_step(self, batch: Sequence[Row], batch_idx: int) -> Tensor:
         """Mean cross-entropy over the batch's answer tokens."""
@@ -207,8 +212,10 @@ class RationaleDistillModule(RewardsModule):
         critic = Critic(chat, self.format, self.val_max_tokens, reasks=0)
         requests = []
         for pair in pairs:
-            sources = tuple(open_picture(path) for path in pair.sources)
-            requests += [CritiqueRequest(pair.task, pair.prompt, open_picture(path), sources) for path in pair.candidates]
+            sources = open_pictures(pair, pair.sources)
+            requests += [
+                CritiqueRequest(pair.task, pair.prompt, image, sources) for image in open_pictures(pair, pair.candidates)
+            ]
         rewards = [critique.reward() for critique in critic.critique(requests, refinement=False)]
         for pair, a, b in zip(pairs, rewards[::2], rewards[1::2], strict=True):
             if pair.winner == "tie":

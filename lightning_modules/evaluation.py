@@ -10,7 +10,7 @@ from rationalrewards.components.chat import ChatModel
 from rationalrewards.components.critic import ComparisonRequest, Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.metrics import PairAccuracy
-from rationalrewards.components.records import PairCritique, Preference, Unscored, Verdict, open_picture
+from rationalrewards.components.records import PairCritique, Preference, Unscored, Verdict, open_pictures
 from rationalrewards.components.rewards import RewardModel
 
 from .base import RewardsModule
@@ -80,8 +80,10 @@ class RewardEvaluationModule(RewardsModule):
         assert self.reward is not None
         requests = []
         for pair in pairs:
-            sources = tuple(open_picture(path) for path in pair.sources)
-            requests += [CritiqueRequest(pair.task, pair.prompt, open_picture(path), sources) for path in pair.candidates]
+            sources = open_pictures(pair, pair.sources)
+            requests += [
+                CritiqueRequest(pair.task, pair.prompt, image, sources) for image in open_pictures(pair, pair.candidates)
+            ]
         rewards = self.reward.score(requests)
         verdicts: list[Judged] = []
         for i in range(0, len(requests), 2):
@@ -96,8 +98,8 @@ class RewardEvaluationModule(RewardsModule):
         assert self.judge is not None
         requests = []
         for pair in pairs:
-            sources = tuple(open_picture(path) for path in pair.sources)
-            a, b = (open_picture(path) for path in pair.candidates)
+            sources = open_pictures(pair, pair.sources)
+            a, b = open_pictures(pair, pair.candidates)
             requests += [ComparisonRequest(pair.task, pair.prompt, order, sources) for order in ((a, b), (b, a))]
         answers: list[PairCritique] = self.judge.compare(requests)
         flip: dict[str, Verdict] = {"A": "B", "B": "A", "tie": "tie"}

@@ -15,7 +15,7 @@ from rationalrewards.components.critic import CritiqueRequest
 from rationalrewards.components.generation import FlowGenerator, Recording, policies
 from rationalrewards.components.generation.noise import generator_for, normal, seed_for
 from rationalrewards.components.objectives import kl_loss, nft_loss, old_policy_decay, optimality
-from rationalrewards.components.records import PromptRecord, open_picture
+from rationalrewards.components.records import PromptRecord, open_pictures
 from rationalrewards.components.rewards import (
     Advantages,
     RewardModel,
@@ -198,7 +198,7 @@ class RewardRLModule(RewardsModule):
         self.denoiser.eval()
         with policies.use(self.denoiser, policies.OLD):
             for batch in batches:
-                sources = tuple(open_picture(path) for path in batch.records[0].sources)
+                sources = open_pictures(batch.records[0], batch.records[0].sources)
                 keys = [self._key(record, copy, "picture") for record, copy in self._samples(batch)]
                 recording = self.generator.record(
                     [record.prompt for record in batch.records], sources, [seed_for(*key) for key in keys]
@@ -367,7 +367,7 @@ class RewardRLModule(RewardsModule):
         for record in batch:
             calls.setdefault(record.sources, []).append(record)
         for sources, records in calls.items():
-            pictures = tuple(open_picture(path) for path in sources)
+            pictures = open_pictures(records[0], sources)
             seeds = [seed_for(self.seed, "validation", record.id) for record in records]
             images = self.generator.sample([record.prompt for record in records], pictures, seeds)
             requests += [CritiqueRequest(r.task, r.prompt, image, pictures) for r, image in zip(records, images, strict=True)]

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from ..checkpoints import resolve
 from .base import ChatModel, ChatReply, ChatRequest
@@ -99,20 +106,19 @@ class TransformersChat(ChatModel):
         inputs = self.encode(batch).to(self.model.device)
         tokenizer = self.processor.tokenizer
         prompt_length = inputs["input_ids"].shape[1]
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        state = torch.random.get_rng_state()
-        if first.temperature > 0:
-            sampling = {"do_sample": True, "temperature": first.temperature}
-            torch.manual_seed(first.seed)
+        noise = [_RowNoise(first.temperature, [request.seed for request in batch])] if first.temperature > 0 else []
         stop = StoppingCriteriaList([_StopStrings(tokenizer, first.stop, prompt_length)] if first.stop else [])
         output = self.model.generate(
             **inputs,
             max_new_tokens=first.max_tokens,
             stopping_criteria=stop,
+            logits_processor=LogitsProcessorList(noise),
             pad_token_id=tokenizer.pad_token_id,
-            **sampling,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
         )
-        torch.random.set_rng_state(state)
         ends = {tokenizer.eos_token_id, *_as_set(self.model.generation_config.eos_token_id)}
         prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
         image_token = getattr(self.processor, "image_token_id", None)
@@ -144,6 +150,22 @@ class TransformersChat(ChatModel):
         return self.processor(text=texts, images=images or None, padding=True, return_tensors="pt")
 
 
+class _RowNoise(LogitsProcessor):
+    """Sampling by the Gumbel-max trick, each row from its own seed: the argmax of what this returns is a draw at ``temperature``.
+
+    An answer then depends on its request alone, not on the batch that it is generated in.
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
+        self.temperature = temperature
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=generator) for generator in self.generators])
+        gumbel = -torch.log(-torch.log(uniform.clamp(min=1e-20)))
+        return scores.float() / self.temperature + gumbel.to(scores.device)
+
+
 class _StopStrings(StoppingCriteria):
     """Ends each row once its new text holds one of the strings."""
 
@@ -164,8 +186,8 @@ class _StopStrings(StoppingCriteria):
         return self.done
 
 
-def _settings(request: ChatRequest) -> tuple[int, float, int, tuple[str, ...]]:
-    return (request.max_tokens, request.temperature, request.seed if request.temperature > 0 else 0, request.stop)
+def _settings(request: ChatRequest) -> tuple[int, float, tuple[str, ...]]:
+    return (request.max_tokens, request.temperature, request.stop)
 
 
 def _as_set(ids: int | Sequence[int] | None) -> set[int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..records import TASKS, AspectComparison, Critique, PairCritique, Score, Task
+from ..records import TASKS, AspectComparison, Critique, PairCritique, Score, Task, Unscored
 from .parsing import parse, parse_pair
 from .rubric import Rubric, load_rubric
 
@@ -26,8 +26,8 @@ REFINEMENT_HEADING = "# User Request Refinement:"
 
 
 def quote_request(prompt: str) -> str:
-    """A request as inert data: it can close no tag and hold no chat-control token."""
-    inert = re.sub(r"<(?=[|/]|request|image)", "< ", prompt, flags=re.IGNORECASE)
+    """A request as inert data: it can close no tag and hold no chat-control token (``<|im_end|>``, ``<image>``, ``[IMG]``)."""
+    inert = re.sub(r"<(?=[|/!\uff5cA-Za-z])|\[(?=/?[A-Z_]{3,}\])", lambda mark: mark[0] + " ", prompt)
     return f"<request>{inert.strip()}</request>"
 
 
@@ -187,8 +187,10 @@ def swap_pair(critique: PairCritique) -> PairCritique:
 
 
 def written_score(score: Score) -> str:
-    """A score as a critic writes it: one decimal, or ``N/A``."""
-    return f"{score:.1f}" if isinstance(score, float) else "N/A"
+    """A score as a critic writes it: one decimal, ``N/A`` where the aspect does not apply, ``unscored`` where it has none."""
+    if isinstance(score, int | float):
+        return f"{score:.1f}"
+    return "unscored" if isinstance(score, Unscored) else "N/A"
 
 
 def save_fingerprint(folder: str | Path, format: CritiqueFormat) -> None:

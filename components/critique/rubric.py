@@ -66,11 +66,24 @@ def rubric_from_dict(data: dict[str, Any], where: str) -> Rubric:
         ValueError: If a field is missing or unknown; the message starts with ``where``.
     """
     try:
+        if not isinstance(data, dict) or not isinstance(data.get("aspects", []), list):
+            raise ValueError("a rubric is a mapping with name, aspects (a list), pointwise and pairwise")
+        extra = sorted(set(data) - {"name", "aspects", "pointwise", "pairwise"})
+        if extra:
+            raise ValueError(f"unknown field {extra[0]!r}; a rubric has: name, aspects, pointwise, pairwise")
         aspects = []
         for entry in data["aspects"]:
+            if not isinstance(entry, dict):
+                raise ValueError(f"aspect {entry!r} must be a mapping with key and title")
             unknown = sorted(set(entry) - {"key", "title", "tasks", "optional", "levels"})
             if unknown:
-                raise ValueError(f"unknown field {unknown[0]!r} in aspect {entry.get('key')!r}")
+                raise ValueError(
+                    f"unknown field {unknown[0]!r} in aspect {entry.get('key')!r}; an aspect has: key, title, tasks, optional, levels"
+                )
+            if len(entry.get("levels", ())) not in (0, 4):
+                raise ValueError(
+                    f"aspect {entry.get('key')!r}: {len(entry['levels'])} levels; give all four, best first, or none"
+                )
             tasks = tuple(entry.get("tasks", TASKS))
             bad = [task for task in tasks if task not in TASKS]
             if bad:

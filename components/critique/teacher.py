@@ -116,14 +116,20 @@ def mask_comment(format: CritiqueFormat, text: str, task: Task, show: str) -> st
 
 _ECHOES = re.compile(
     r"\b(human (preference|label|annotator|choice)|(people|humans?|users?|annotators?) prefer|known preference|as (i was )?told|"
-    r"given (the )?(preference|label)|ground[- ]truth|reference comment|the other (image|picture))",
+    r"given (the )?(preference|label)|ground[- ]truth|reference comment)",
     re.IGNORECASE,
 )
+_OTHER = re.compile(r"\bthe other (image|picture)|\bImage [AB]\b", re.IGNORECASE)
 
 
-def label_echo(text: str) -> str:
-    """The first phrase that gives away that the writer knew the label or saw a reference; empty if there is none."""
-    match = _ECHOES.search(text)
+def label_echo(text: str, single: bool = False) -> str:
+    """The first phrase that gives away that the writer knew the label or saw a reference; empty if there is none.
+
+    Args:
+        text: What the teacher wrote.
+        single: Whether it is meant to speak of one picture only; naming another one then gives the reference away.
+    """
+    match = _ECHOES.search(text) or (_OTHER.search(text) if single else None)
     return match[0] if match else ""
 
 

@@ -27,7 +27,7 @@ from ..critique.teacher import (
     refine_messages,
 )
 from ..generation.noise import seed_for
-from ..records import Preference, Rationale, Unscored, Verdict, open_picture
+from ..records import Preference, Rationale, Unscored, Verdict, open_pictures
 from .ledger import Job, Ledger
 
 Show = Literal["justifications", "scores", "all"]
@@ -127,7 +127,7 @@ def rationalize(
         One outcome per pair, in order. A teacher's failure drops the pair with its reason; it does not raise.
     """
     outcomes = [Outcome(pair) for pair in pairs]
-    pictures = {pair.id: _Pictures(tuple(map(open_picture, pair.sources)), _two(pair)) for pair in pairs}
+    pictures = {pair.id: _Pictures(open_pictures(pair, pair.sources), _two(pair)) for pair in pairs}
     passed = _anchored(outcomes, {o.pair.id: o.pair.winner for o in outcomes}, "", pictures, teacher, format, options, ledger)
     _project(passed, pictures, teacher, format, options, ledger)
     _refine([o for o in passed if not o.reason], pictures, teacher, format, options, ledger)
@@ -136,7 +136,8 @@ def rationalize(
 
 
 def _two(pair: Preference) -> tuple[Image.Image, Image.Image]:
-    return open_picture(pair.candidates[0]), open_picture(pair.candidates[1])
+    first, second = open_pictures(pair, pair.candidates)
+    return first, second
 
 
 def _request(messages: Sequence[dict[str, Any]], options: ParrotOptions, temperature: float, *key: str | int) -> ChatRequest:
@@ -240,7 +241,7 @@ def _project(
         for which, reply in zip("AB", [next(replies), next(replies)], strict=True):
             critique = format.parse(reply.text, outcome.pair.task)
             reward = Unscored(reply.failure) if reply.failure else critique.reward()
-            echo = label_echo(reply.text)
+            echo = label_echo(reply.text, single=True)
             if isinstance(reward, Unscored):
                 outcome.reason = outcome.reason or f"unreadable: {reward.reason}"
             elif echo:

@@ -48,9 +48,9 @@ def critique_rewards(critiques: Sequence[Critique]) -> Rewards:
     rewards = [critique.reward() for critique in critiques]
     values = [[score if isinstance(score := c.score(key), float) else float("nan") for key in aspects] for c in critiques]
     return Rewards(
-        total=torch.tensor([float("nan") if isinstance(reward, Unscored) else reward for reward in rewards]),
+        total=torch.tensor([float("nan") if isinstance(reward, Unscored) else reward for reward in rewards], dtype=torch.float32),
         aspects=aspects,
-        values=torch.tensor(values).reshape(len(critiques), len(aspects)),
+        values=torch.tensor(values, dtype=torch.float32).reshape(len(critiques), len(aspects)),
         reasons=[reward.reason if isinstance(reward, Unscored) else "" for reward in rewards],
         critiques=list(critiques),
     )

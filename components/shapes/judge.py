@@ -7,7 +7,7 @@ and all shifts of up to one pixel; attributes come from that drawing, quality fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -22,16 +22,24 @@ CLEAN_RMSE, SEVERE_RMSE = 0.03, 0.17
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows, and its distance to the nearest clean drawing (RMS over pixel values 0...1)."""
+    """What a picture shows, and its distance to the nearest clean drawing (RMS over pixel values 0...1).
+
+    ``rmse_at`` has the distance of every place on its own, if known.
+    """
 
     scene: Scene
     rmse: float
+    rmse_at: tuple[float, ...] = field(default=(), compare=False)
 
     @property
     def quality(self) -> float:
         """Physical and visual quality, 1 to 4."""
-        worse = (self.rmse - CLEAN_RMSE) / (SEVERE_RMSE - CLEAN_RMSE)
-        return 4.0 - 3.0 * min(1.0, max(0.0, worse))
+        return quality(self.rmse)
+
+
+def quality(rmse: float) -> float:
+    """The quality (1 to 4) that a distance to the nearest clean drawing stands for."""
+    return 4.0 - 3.0 * min(1.0, max(0.0, (rmse - CLEAN_RMSE) / (SEVERE_RMSE - CLEAN_RMSE)))
 
 
 @cache
@@ -57,10 +65,10 @@ def read(images: Sequence[Image.Image]) -> list[Reading]:
     cells = boards.reshape(-1, 2, CELL, 2, CELL, 3).transpose(0, 1, 3, 2, 4, 5).reshape(len(boards), 4, -1)
     distance = (cells**2).sum(axis=2, keepdims=True) - 2 * cells @ templates.T + norms
     nearest = distance.argmin(axis=2)
-    squared = np.maximum(np.take_along_axis(distance, nearest[..., None], axis=2), 0.0).sum(axis=(1, 2))
+    squared = np.maximum(np.take_along_axis(distance, nearest[..., None], axis=2), 0.0).mean(axis=2) / (CELL * CELL * 3)
     return [
-        Reading(Scene(tuple(names[index] for index in row)), float(np.sqrt(total / (SIZE * SIZE * 3))))
-        for row, total in zip(nearest, squared, strict=True)
+        Reading(Scene(tuple(names[index] for index in row)), float(np.sqrt(at.mean())), tuple(np.sqrt(at).tolist()))
+        for row, at in zip(nearest, squared, strict=True)
     ]
 
 

@@ -11,9 +11,23 @@ import re
 from ..records import AspectComparison, AspectCritique, Critique, NotApplicable, PairCritique, Score
 from . import judge
 from .judge import Reading
-from .scenes import COLOURS, LETTERS, PLACES, SHAPES, Edit, Letter, Scene, Shape, Thing, describe, parse_edit, parse_request
+from .scenes import (
+    COLOURS,
+    LETTERS,
+    PLACES,
+    QUALITY,
+    SHAPES,
+    Edit,
+    Letter,
+    Scene,
+    Shape,
+    Thing,
+    describe,
+    describe_quality,
+    parse_edit,
+    parse_request,
+)
 
-_QUALITY = ("all damaged", "badly damaged", "damaged", "partly damaged", "slightly damaged", "mostly sharp", "sharp")
 _VERDICT = {1.0: "right", 0.5: "half"}
 BETWEEN = " | "
 
@@ -57,7 +71,8 @@ class Asked:
 
 
 def _compared(place: str, asked: Thing, seen: Thing) -> str:
-    return f"{place} asked {describe(asked)} seen {describe(seen)} {_VERDICT.get(judge.match(asked, seen), 'wrong')}"
+    verdict = "extra" if asked is None and seen is not None else _VERDICT.get(judge.match(asked, seen), "wrong")
+    return f"{place} asked {describe(asked)} seen {describe(seen)} {verdict}"
 
 
 def justifications(asked: Asked, seen: Reading) -> dict[str, str]:
@@ -75,15 +90,12 @@ def justifications(asked: Asked, seen: Reading) -> dict[str, str]:
         said["image_faithfulness"] = " ; ".join(kept)
         letters = [(edit.place, edit.after)] if isinstance(edit.after, Letter) else []
     else:
-        points = [
-            _compared(place, thing, seen.scene.at(place))
-            for place, thing in asked.scene.occupied()
-            if not isinstance(thing, Letter)
-        ]
-        extras = [(place, thing) for place, thing in seen.scene.occupied() if asked.scene.at(place) is None]
-        points += [f"{place} extra {thing}" for place, thing in extras]
-        said["text_faithfulness"] = " ; ".join(points)
-    said["physical_quality"] = _QUALITY[round((seen.quality - 1.0) * 2)]
+        said["text_faithfulness"] = " ; ".join(
+            _compared(place, asked.scene.at(place), seen.scene.at(place))
+            for place in PLACES
+            if not isinstance(asked.scene.at(place), Letter)
+        )
+    said["physical_quality"] = describe_quality(seen.quality)
     said["text_rendering"] = (
         " ; ".join(_compared(place, thing, seen.scene.at(place)) for place, thing in letters) or "no letter asked"
     )
@@ -91,8 +103,8 @@ def justifications(asked: Asked, seen: Reading) -> dict[str, str]:
 
 
 _THING = rf"nothing|(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|letter [{''.join(LETTERS)}]"
-_CLAIM = re.compile(rf"({'|'.join(PLACES)}) (?:(?:asked|source) (?:{_THING}) seen|extra) ({_THING})")
-_QUALITY_CLAIM = re.compile(r"(?<![a-z] )(" + "|".join(sorted(_QUALITY, key=len, reverse=True)) + r")(?=$|\s)", re.MULTILINE)
+_CLAIM = re.compile(rf"({'|'.join(PLACES)}) (?:asked|source) (?:{_THING}) seen ({_THING})")
+_QUALITY_CLAIM = re.compile(r"(?<![a-z] )(" + "|".join(sorted(QUALITY, key=len, reverse=True)) + r")(?=$|\s)", re.MULTILINE)
 
 
 def read_claims(text: str) -> Reading | None:
@@ -106,7 +118,7 @@ def read_claims(text: str) -> Reading | None:
             first, second = words.split()
             scene = scene.put(place, Letter(second) if first == "letter" else Shape(first, second))
     quality = _QUALITY_CLAIM.search(text)
-    step = _QUALITY.index(quality[1]) if quality else len(_QUALITY) - 1
+    step = QUALITY.index(quality[1]) if quality else len(QUALITY) - 1
     rmse = judge.CLEAN_RMSE + (6 - step) / 6 * (judge.SEVERE_RMSE - judge.CLEAN_RMSE)
     return Reading(scene, rmse)
 

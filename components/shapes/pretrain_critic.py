@@ -3,7 +3,7 @@
 ``python -m rationalrewards.components.shapes.pretrain_critic --out FOLDER``
 
 Rows are drawn afresh for every step (variety is what teaches shape: ``lightning.md`` 6); the loss is on the assistant's
-words only. The first two fifths of the steps show one picture per row, which is cheap; then one to three. The learning
+words only. The first quarter of the steps shows one picture per row, which is cheap; then one to three. The learning
 rate warms up, stays, and falls linearly over the last part, so that the folders saved on the way are usable too. A save
 writes a whole folder next to the target and renames its files in.
 """
@@ -24,20 +24,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rationalrewards.components.shapes.drawing import DAMAGES, damage, draw, random_shifts
-from rationalrewards.components.shapes.judge import read
-from rationalrewards.components.shapes.scenes import PLACES, describe
-from rationalrewards.components.shapes.tiny_critic import (
+from rationalrewards.components.shapes.captions import (
     CaptionRow,
     any_scene,
-    build_tiny_vlm,
     caption_batch,
     caption_rows,
-    grade,
     in_between,
-    load_critic,
+    in_words,
     parse_caption,
 )
+from rationalrewards.components.shapes.drawing import DAMAGES, damage, draw, random_shifts
+from rationalrewards.components.shapes.judge import read
+from rationalrewards.components.shapes.scenes import PLACES, QUALITY, describe, describe_quality, random_scene
+from rationalrewards.components.shapes.tiny_critic import build_tiny_vlm, load_critic
 from torch.nn.functional import cross_entropy
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
@@ -50,16 +49,11 @@ def _length(row: CaptionRow) -> int:
 
 
 def batches(
-    batch: int,
-    rng: random.Random,
-    pictures_per_row: Sequence[int],
-    quality: float,
-    processor: Qwen3VLProcessor,
-    reading: float = 0.0,
+    batch: int, rng: random.Random, pictures_per_row: Sequence[int], processor: Qwen3VLProcessor
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """An endless stream of freshly drawn batches; the arguments are those of ``caption_rows``."""
+    """An endless stream of freshly drawn batches of ``caption_rows``."""
     while True:
-        rows = sorted(caption_rows(BUCKET * batch, rng, pictures_per_row, quality, reading), key=_length)
+        rows = sorted(caption_rows(BUCKET * batch, rng, pictures_per_row), key=_length)
         groups = [rows[start : start + batch] for start in range(0, len(rows), batch)]
         rng.shuffle(groups)
         for group in groups:
@@ -137,29 +131,36 @@ def place_accuracy(answers: Sequence[str], images: Sequence[Image.Image]) -> dic
     """Compare whole-picture captions with the judge's reading.
 
     Returns:
-        ``place`` (share of places whose thing is fully right), ``picture`` (all four right), ``grade`` (the adverb of
-        quality right) and ``near`` (the adverb at most one step off), all 0 to 1.
+        ``place`` (share of places whose thing is fully right), ``picture`` (all four right), ``quality`` (the words of
+        quality right) and ``near`` (those at most one step, half a point, off), all 0 to 1.
     """
-    adverbs = ["sharp", "slightly", "partly", "mostly", "badly"]
-    places, pictures, grades, near = [], [], [], []
+    places, pictures, exact, near = [], [], [], []
     for text, reading in zip(answers, read(list(images)), strict=True):
-        seen, quality = parse_caption(text)
+        seen, words = parse_caption(text)
         right = [seen.get(place) == describe(reading.scene.at(place)) for place in PLACES]
         places += right
         pictures.append(all(right))
-        told, true = (adverbs.index(word) if word in adverbs else 9 for word in _first(quality, grade(reading)))
-        grades.append(told == true)
-        near.append(abs(told - true) <= 1)
+        off = abs(QUALITY.index(words) - QUALITY.index(describe_quality(reading.quality))) if words in QUALITY else 9
+        exact.append(off == 0)
+        near.append(off <= 1)
     return {
         "place": float(np.mean(places)),
         "picture": float(np.mean(pictures)),
-        "grade": float(np.mean(grades)),
+        "quality": float(np.mean(exact)),
         "near": float(np.mean(near)),
     }
 
 
-def _first(*texts: str) -> list[str]:
-    return [next(iter(text.split()), "") for text in texts]
+def request_accuracy(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, number: int, seed: int) -> float:
+    """Share of held-out requests, beside a picture of something else, that are said place by place without a fault (0 to 1)."""
+    rng = random.Random(f"request {seed}")
+    scenes = [random_scene(rng) for _ in range(number)]
+    asks = [
+        f"<request>{scene.request(rng.choice(('terse', 'detailed')))}</request> say the request place by place"
+        for scene in scenes
+    ]
+    told = answer(model, processor, [[image] for image in pictures("clean", number, seed)], asks)
+    return float(np.mean([text == " ; ".join(in_words(scene)) for text, scene in zip(told, scenes, strict=True)]))
 
 
 def pictures(kind: str, number: int, seed: int) -> list[Image.Image]:
@@ -197,6 +198,7 @@ def measure(
     told = answer(model, processor, [[image] for image in mixed], [f"what is at the {place}" for place in asked])
     truth = [f"{place} {describe(one.scene.at(place))}" for place, one in zip(asked, read(mixed), strict=True)]
     results["one place asked"] = {"place": float(np.mean([a == b for a, b in zip(told, truth, strict=True)]))}
+    results["a request, said place by place"] = {"picture": request_accuracy(model, processor, number, seed)}
     model.train()
     return results
 
@@ -215,7 +217,8 @@ def plot_curve(log: Sequence[dict[str, float]], path: Path) -> None:
         ("clean", "clean drawing"),
         ("in-between", "in-between picture"),
         ("third", "picture 3 of 3"),
-        ("grade", "quality word, in-between"),
+        ("quality", "quality, in-between"),
+        ("request", "a request, said again"),
     ):
         points = [(entry["step"], entry[name]) for entry in log if name in entry]
         right.plot(*zip(*points, strict=True), marker=".", label=label)
@@ -236,11 +239,12 @@ def _glance(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor,
         right = place_accuracy(told, images)
         glance[kind] = right["place"]
         if kind == "in-between":
-            glance["grade"] = right["grade"]
+            glance["quality"] = right["quality"]
     images = pictures("clean", 3 * number, 78)
     rows = [images[start : start + 3] for start in range(0, 3 * number, 3)]
     told = answer(model, processor, rows, ["describe picture 3"] * number)
     glance["third"] = place_accuracy(told, images[2::3])["place"]
+    glance["request"] = request_accuracy(model, processor, number, 79)
     model.train()
     return glance
 
@@ -248,104 +252,59 @@ def _glance(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor,
 # ---------------------------------------------------------------------------------- training
 
 
-def _stage(
-    model: Qwen3VLForConditionalGeneration,
-    processor: Qwen3VLProcessor,
-    rows: Iterator[dict[str, torch.Tensor]],
-    steps: int,
-    peak: float,
+def pretrain(
     out: Path,
-    log: list[dict[str, float]],
-    save_minutes: float,
-    glance_every: int,
-) -> None:
-    """One schedule of the learning rate with an optimiser of its own; appends to ``log`` and saves to ``out``."""
+    steps: int,
+    seed: int,
+    batch: int,
+    peak: float,
+    save_minutes: float = 4.0,
+    glance_every: int = 500,
+) -> list[dict[str, float]]:
+    """Train and write the folder; returns the log (one entry per 25 steps).
+
+    Args:
+        out: The folder to write; it is replaced file by file every ``save_minutes`` and at the end.
+        steps: Optimiser steps; a quarter of them with one picture per row.
+        seed: Seed of the weights and of the drawn rows.
+        batch: Rows per step.
+        peak: Highest learning rate.
+        save_minutes: Minutes between saves on the way.
+        glance_every: Steps between the small measurements of the curve.
+    """
+    log: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as fresh:
+        model, processor = load_critic(build_tiny_vlm(fresh, seed=seed))
+    rng = random.Random(seed)
+    alone = BUCKET * math.ceil(0.25 * steps / BUCKET)
+    rows = chain(islice(batches(batch, rng, (1,), processor), alone), batches(batch, rng, (1, 1, 1, 2, 3), processor))
     model.train()
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
-    before = log[-1] if log else {"step": 0, "seconds": 0.0}
     recent: list[tuple[float, float]] = []
     started = saved = time.monotonic()
-    for step, batch in zip(range(steps), rows, strict=False):
+    for step, inputs in zip(range(1, steps + 1), rows, strict=False):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        loss, hits = caption_loss(model, batch)
+            group["lr"] = learning_rate(step - 1, steps, peak)
+        loss, hits = caption_loss(model, inputs)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         recent.append((loss.item(), hits.item()))
-        done = step + 1
-        if done % 25 == 0 or done == steps:
+        if step % 25 == 0 or step == steps:
             mean = np.mean(recent, axis=0)
             recent = []
-            entry = {
-                "step": before["step"] + done,
-                "loss": float(mean[0]),
-                "tokens": float(mean[1]),
-                "seconds": before["seconds"] + time.monotonic() - started,
-            }
-            if done % glance_every == 0 or done == steps:
+            entry = {"step": step, "loss": float(mean[0]), "tokens": float(mean[1]), "seconds": time.monotonic() - started}
+            if step % glance_every == 0 or step == steps:
                 entry |= _glance(model, processor)
             log.append({name: round(value, 4) for name, value in entry.items()})
             print(log[-1], flush=True)
-        if time.monotonic() - saved > 60 * save_minutes or done == steps:
+        if time.monotonic() - saved > 60 * save_minutes or step == steps:
             save(model, processor, out, log)
             saved = time.monotonic()
-
-
-def pretrain(
-    out: Path,
-    steps: int,
-    polish: int,
-    reading: int,
-    seed: int,
-    batch: int,
-    peak: float,
-    start: Path | None = None,
-    save_minutes: float = 4.0,
-    glance_every: int = 250,
-) -> list[dict[str, float]]:
-    """Train and write the folder; returns the log (one entry per 25 steps).
-
-    Three stages. The second, because how clean a picture is makes one word in twenty of a caption and is not learned from captions
-    alone (measured: after 2,400 steps nearly every picture was called sharp); there four turns in five ask for nothing
-    else. The third, because captions do not teach to read: there three turns in five ask to say a request in other
-    words, whatever the picture shows.
-
-    Args:
-        out: The folder to write; it is replaced file by file every ``save_minutes`` and after each stage.
-        steps: Optimiser steps of the first stage, from random weights; 0.4 of them with one picture per row.
-        polish: Optimiser steps of the second stage.
-        reading: Optimiser steps of the third stage.
-        seed: Seed of the weights and of the drawn rows.
-        batch: Rows per step.
-        peak: Highest learning rate.
-        start: A folder that an earlier stage wrote: do only what comes after it, with the same result; set ``polish`` to 0
-            if it holds the second stage.
-        save_minutes: Minutes between saves on the way.
-        glance_every: Steps between the small measurements of the curve.
-    """
-    log: list[dict[str, float]] = []
-    if start is None:
-        with tempfile.TemporaryDirectory() as fresh:
-            model, processor = load_critic(build_tiny_vlm(fresh, seed=seed))
-        rng = random.Random(seed)
-        alone = BUCKET * math.ceil(0.4 * steps / BUCKET)
-        first = islice(batches(batch, rng, (1,), 0.0, processor), alone)
-        captions = chain(first, batches(batch, rng, (1, 1, 1, 2, 3), 0.0, processor))
-        _stage(model, processor, captions, steps, peak, out, log, save_minutes, glance_every)
-    else:
-        model, processor = load_critic(start)
-        log = [json.loads(line) for line in (start / "pretraining.jsonl").read_text().splitlines()]
-    mostly_one = (1, 1, 1, 1, 1, 1, 1, 1, 2, 3)
-    if polish:
-        rows = batches(batch, random.Random(seed + 1), mostly_one, 0.8, processor)
-        _stage(model, processor, rows, polish, peak, out, log, save_minutes, glance_every)
-    rows = batches(batch, random.Random(seed + 2), mostly_one, 0.3, processor, reading=0.6)
-    _stage(model, processor, rows, reading, 0.6 * peak, out, log, save_minutes, glance_every)
     return log
 
 
@@ -353,10 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Pretrain the embedded base VLM on captions of freshly drawn pictures.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write (a transformers folder)")
-    parser.add_argument("--steps", type=int, default=2400, help="steps of the first stage")
-    parser.add_argument("--polish", type=int, default=400, help="steps of the second stage, with more about quality")
-    parser.add_argument("--reading", type=int, default=700, help="steps of the third stage, with requests to read")
-    parser.add_argument("--start", type=Path, help="folder written by the first stage: do only the others")
+    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps")
     parser.add_argument("--batch", type=int, default=32, help="rows per step")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -365,16 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--curve", type=Path, help="PNG to draw the training curve to (needs matplotlib)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    log = pretrain(
-        options.out,
-        options.steps,
-        options.polish,
-        options.reading,
-        options.seed,
-        options.batch,
-        options.lr,
-        start=options.start,
-    )
+    log = pretrain(options.out, options.steps, options.seed, options.batch, options.lr)
     if options.curve is not None:
         plot_curve(log, options.curve)
     model, processor = load_critic(options.out)

@@ -56,6 +56,15 @@ def describe(thing: Thing) -> str:
     return "nothing" if thing is None else str(thing)
 
 
+QUALITY = ("all damaged", "badly damaged", "damaged", "partly damaged", "slightly damaged", "mostly sharp", "sharp")
+"""How clean a picture is, in words, from a quality of 1 to one of 4 in halves."""
+
+
+def describe_quality(quality: float) -> str:
+    """A quality (1 to 4) in words, rounded to a half: ``"sharp"`` from 3.75 on, ``"all damaged"`` below 1.25."""
+    return QUALITY[round((quality - 1.0) * 2)]
+
+
 @dataclass(frozen=True)
 class Scene:
     """What stands where; ``things[i]`` is at ``PLACES[i]``."""

@@ -179,7 +179,7 @@ class ShapesTeacher(ChatModel):
         found = re.findall(rf"({'|'.join(PLACES)}) source ({phrases._THING})", comment)
         if not found:
             return None
-        retold = " ; ".join(f"{place} extra {words}" for place, words in found)
+        retold = " ; ".join(f"{place} asked {words} seen {words}" for place, words in found)
         reading = phrases.read_claims(retold)
         scene = reading.scene if reading else None
         edited = re.search(rf"the (\w+|letter [A-Z]) at the ({'|'.join(PLACES)})", prompt)

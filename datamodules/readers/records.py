@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rationalrewards.components.generation.noise import seed_for
-from rationalrewards.components.records import Preference, PromptRecord, from_json
+from rationalrewards.components.records import Preference, PromptRecord, from_json, located
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -22,6 +22,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
         return
     text = path.read_text(encoding="utf-8")
+    first = 0
     try:
         if path.suffix == ".json":
             data = json.loads(text)
@@ -31,9 +32,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             return
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
+                first = number - 1  # what json counts from: one line, or the whole file
                 yield number, json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+        raise ValueError(
+            f"{path}, line {first + error.lineno}: not JSON ({error.msg}); correct the line or take it out"
+        ) from error
 
 
 def _flip(*key: str | int) -> bool:
@@ -49,6 +53,8 @@ def _ranked(row: dict[str, Any], path: Path, number: int) -> list[Preference]:
     """``{"prompt", "images", "ranking"}``, 1 is best: every pair of images once, in a random but fixed order."""
     name = str(row.get("id", f"{path.stem}-{number}"))
     pairs = []
+    if len(row["images"]) != len(row["ranking"]):
+        raise ValueError(f"{len(row['images'])} images but {len(row['ranking'])} ranks; give each image one rank")
     for i, j in combinations(range(len(row["images"])), 2):
         first, second = (j, i) if _flip(name, i, j) else (i, j)
         better = row["ranking"][second] - row["ranking"][first]
@@ -92,6 +98,8 @@ def read_preferences(path: str | Path) -> list[Preference]:
     path = Path(path)
     pairs: list[Preference] = []
     for number, row in _rows(path):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number}: {str(row)[:40]!r} is not a JSON object")
         reader = next((read for keys, read in _PREFERENCE_SCHEMAS if keys <= set(row)), None)
         if reader is None:
             # the schema that fits best names the column that is missing
@@ -101,7 +109,7 @@ def read_preferences(path: str | Path) -> list[Preference]:
                 f"{path}, row {number}: no known preference schema; missing: {missing}; found: {', '.join(sorted(row))}"
             )
         try:
-            pairs += reader(row, path, number)
+            pairs += [located(pair, path, number) for pair in reader(row, path, number)]
         except (ValueError, TypeError, IndexError) as error:
             raise ValueError(f"{path}, row {number}: {error}") from error
     _unique([pair.id for pair in pairs], path)
@@ -120,6 +128,8 @@ def read_prompts(path: str | Path) -> list[PromptRecord]:
     path = Path(path)
     records = []
     for number, row in _rows(path):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number}: {str(row)[:40]!r} is not a JSON object")
         try:
             if {"id", "task", "prompt"} <= set(row):
                 records.append(from_json(PromptRecord, {k: v for k, v in row.items() if v is not None}, path.parent))
@@ -134,6 +144,7 @@ def read_prompts(path: str | Path) -> list[PromptRecord]:
                 raise ValueError(f"no column 'prompt'; found: {', '.join(sorted(row))}")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, row {number}: {error}") from error
+        located(records[-1], path, number)
     _unique([record.id for record in records], path)
     return records
 

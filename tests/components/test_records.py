@@ -216,6 +216,14 @@ def test_a_group_is_a_prompt_and_the_pixels_of_its_sources(tmp_path: Path) -> No
     assert _preference(tmp_path, prompt="remove it", sources=(str(first),)).group == base
 
 
+def test_a_picture_stands_the_way_up_that_its_exif_data_say(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (4, 2), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turned by 90 degrees
+    picture.save(tmp_path / "phone.png", exif=exif)
+    assert open_picture(tmp_path / "phone.png").size == (2, 4)
+
+
 def test_digest_sees_the_shape_and_one_changed_pixel(tmp_path: Path) -> None:
     path = _picture(tmp_path / "a.png")
     image = open_picture(path)

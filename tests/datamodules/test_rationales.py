@@ -150,10 +150,11 @@ def test_no_rationales_points_to_the_ledger(tmp_path: Path) -> None:
 
 
 def test_validation_is_read_in_order_and_cut(folder: Path) -> None:
-    data = _data(folder, val=str(folder / "rationales.jsonl"), val_preferences=str(folder / "preferences.jsonl"), limit_val=6)
+    data = _data(folder, val=str(folder / "rationales.jsonl"), val_preferences=str(folder / "preferences.jsonl"), limit_val=2)
     rows, pairs = data.val_dataloader()
-    assert [len(batch) for batch in rows] == [4, 2]
+    # two rationales: a pointwise row for each picture, a pairwise one for each order
+    assert [len(batch) for batch in rows] == [4, 4]
     ids = [pair.id for batch in pairs for pair in batch]
-    assert ids == [pair.id for pair in read_jsonl(folder / "preferences.jsonl", Preference)][:6]
+    assert ids == [pair.id for pair in read_jsonl(folder / "preferences.jsonl", Preference)][:2]
     empty_rows, empty_pairs = _data(folder).val_dataloader()
     assert list(empty_rows) == [] == list(empty_pairs)

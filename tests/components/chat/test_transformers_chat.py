@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from rationalrewards.components.chat import ChatRequest, TransformersChat
+from rationalrewards.components.chat.transformers_chat import _RowNoise
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.scenes import random_scene
@@ -115,9 +116,19 @@ def test_sampling_follows_its_seed_and_leaves_the_global_state_alone(chat: Trans
     # hot enough that answers of several tokens from a vocabulary of 642 cannot coincide by chance
     hot = [replace(requests[0], temperature=3.0, seed=seed) for seed in (0, 1, 2)]
     first, second, third = (reply.text for reply in chat.complete(hot))
-    again = chat.complete(hot[:1])[0].text
+    again = chat.complete(hot[:1])[0].text  # alone: the batch plays no part
     assert torch.equal(torch.rand(3), expected)
     assert first == again and len({first, second, third}) == 3
+
+
+def test_sampling_draws_tokens_as_often_as_the_softmax_says() -> None:
+    logits, temperature, draws = torch.tensor([2.0, 1.0, 0.0, -1.0]), 0.7, 4000
+    noise = _RowNoise(temperature, list(range(draws)))
+    drawn = noise(torch.zeros(draws, 1, dtype=torch.long), logits.expand(draws, 4)).argmax(-1)
+    share = torch.bincount(drawn, minlength=4) / draws
+    expected = (logits / temperature).softmax(-1)
+    # four standard deviations of a share
+    assert ((share - expected).abs() < 4 * (expected * (1 - expected) / draws).sqrt()).all()
 
 
 def test_a_model_in_training_stays_in_training(chat: TransformersChat, requests: list[ChatRequest]) -> None:

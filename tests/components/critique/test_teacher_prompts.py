@@ -119,7 +119,6 @@ def test_masked_scores_are_written_as_a_critic_writes_them() -> None:
         "going by the reference comment",
         "Given the label, A",
         "matches the ground-truth",
-        "than the other picture",
     ],
 )
 def test_a_label_echo_is_found(text: str) -> None:
@@ -131,7 +130,13 @@ def test_a_label_echo_is_found(text: str) -> None:
     "text", ["two people stand on grass", "I prefer neither", "the label on the bottle reads COLA", "A human face"]
 )
 def test_ordinary_words_are_no_echo(text: str) -> None:
+    assert label_echo(text) == "" == label_echo(text, single=True)
+
+
+@pytest.mark.parametrize("text", ["sharper than the other picture", "better than Image B"])
+def test_naming_another_picture_gives_the_reference_away_in_a_critique_of_one(text: str) -> None:
     assert label_echo(text) == ""
+    assert label_echo(text, single=True) != ""
 
 
 def test_merging_a_refinement_keeps_the_judgement() -> None:

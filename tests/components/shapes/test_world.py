@@ -14,17 +14,19 @@ from rationalrewards.components.critique import CritiqueFormat, load_rubric
 from rationalrewards.components.records import NotApplicable, Preference, PromptRecord, open_picture, read_jsonl
 from rationalrewards.components.shapes import judge, phrases
 from rationalrewards.components.shapes.drawing import DAMAGES, damage, draw, random_shifts
-from rationalrewards.components.shapes.judge import CLEAN_RMSE, Reading
+from rationalrewards.components.shapes.judge import CLEAN_RMSE, SEVERE_RMSE, Reading
 from rationalrewards.components.shapes.pairs import human_label, write_preferences, write_prompts
 from rationalrewards.components.shapes.phrases import Asked
 from rationalrewards.components.shapes.scenes import (
     COLOURS,
     LETTERS,
     PLACES,
+    QUALITY,
     SHAPES,
     Letter,
     Scene,
     Shape,
+    describe_quality,
     parse_edit,
     parse_request,
     random_edit,
@@ -219,6 +221,13 @@ def test_what_a_comparison_claims_can_be_read_back() -> None:
         for place, thing in scene.occupied():
             assert claimed.scene.at(place) == first.scene.at(place) or thing is None
     assert phrases.read_claims("both well") is None
+
+
+def test_words_for_quality_fall_as_the_distance_grows() -> None:
+    order = list(reversed(QUALITY))
+    told = [order.index(describe_quality(judge.quality(rmse))) for rmse in np.linspace(0.0, SEVERE_RMSE + 0.05, 200).tolist()]
+    assert told == sorted(told) and set(told) == set(range(7))
+    assert describe_quality(judge.quality(CLEAN_RMSE)) == "sharp"
 
 
 @pytest.mark.parametrize("rmse", [0.0, CLEAN_RMSE, 0.06, 0.1, 0.15, 0.3])
