@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from lightning.pytorch import LightningModule
 
 
@@ -14,7 +11,3 @@ class RewardsModule(LightningModule):
     Modules are given recipes (light, typed objects); networks come to life in ``configure_model``. They do no I/O of their own:
     data modules read, callbacks write.
     """
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches are records: the modules make tensors of them and move those."""
-        return batch

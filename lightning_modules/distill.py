@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from rationalrewards.components.chat import ChatRequest, TransformersChat
+from rationalrewards.components.chat.transformers_chat import load_processor
 from rationalrewards.components.checkpoints import resolve
 from rationalrewards.components.critic import Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat, save_fingerprint
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from .base import RewardsModule
 
@@ -40,6 +41,8 @@ class RationaleDistillModule(RewardsModule):
         lora_alpha: Scale of the LoRA.
         dtype: Weight type.
         gradient_checkpointing: Trade compute for memory.
+        attention: Attention implementation as transformers names it, e.g. ``"flash_attention_2"``.
+        max_pixels: Larger pictures are brought down to this many pixels, in training and in the exported critic.
         max_length: Longest row in tokens; a longer one is an error that names it, since cutting would drop picture tokens.
         val_max_tokens: Most tokens of a critique in validation.
     """
@@ -56,6 +59,8 @@ class RationaleDistillModule(RewardsModule):
         lora_alpha: int = 32,
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
+        attention: str = "sdpa",
+        max_pixels: int | None = None,
         max_length: int = 32768,
         val_max_tokens: int = 2048,
     ) -> None:
@@ -70,6 +75,8 @@ class RationaleDistillModule(RewardsModule):
         self.lora_alpha = lora_alpha
         self.dtype_name = dtype
         self.gradient_checkpointing = gradient_checkpointing
+        self.attention = attention
+        self.max_pixels = max_pixels
         self.max_length = max_length
         self.val_max_tokens = val_max_tokens
         self.student: Any = None
@@ -89,7 +96,7 @@ class RationaleDistillModule(RewardsModule):
 
             # transformers then splits weights while it loads them; it holds a weak reference only
             self._zero3 = HfDeepSpeedConfig(self.trainer.strategy.config)  # type: ignore[attr-defined]
-        self.processor = AutoProcessor.from_pretrained(resolve(self.path))
+        self.processor = load_processor(self.path, self.max_pixels)
         student = self._load()
         if self.gradient_checkpointing:
             # the first name is the one of transformers 5.23 and later, which warns of the second
@@ -108,7 +115,9 @@ class RationaleDistillModule(RewardsModule):
         self.student = student
 
     def _load(self) -> Any:
-        student = AutoModelForImageTextToText.from_pretrained(resolve(self.path), dtype=getattr(torch, self.dtype_name))
+        student = AutoModelForImageTextToText.from_pretrained(
+            resolve(self.path), dtype=getattr(torch, self.dtype_name), attn_implementation=self.attention
+        )
         if self.lora_rank is None:
             return student
         from peft import LoraConfig, get_peft_model

@@ -311,6 +311,15 @@ def test_checkpoints_are_taken_after_the_old_policy_followed(path: Path, build: 
     assert built.cli.datamodule.val_path is None or saving._save_on_train_epoch_end  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_checkpoints_are_taken_on_the_way(path: Path) -> None:
+    """With ``save_top_k: 0`` Lightning 2.6 writes ``last.ckpt`` at the very end only: a killed run would start anew."""
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for callback in recipe["trainer"].get("callbacks", ()):
+        if callback["class_path"].endswith("ModelCheckpoint"):
+            assert callback["init_args"]["save_last"] and callback["init_args"]["save_top_k"] != 0
+
+
 def test_qwen_image_edit_gets_one_picture_a_call(build: Build) -> None:
     # "QwenImageEditPlusPipeline currently only supports batch_size=1" (diffusers)
     rl = build("fit", "-c", CONFIGS / "rl" / "qwen_image_edit_2509.yaml").cli

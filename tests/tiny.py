@@ -32,8 +32,6 @@ QUIET = [
     pytest.mark.filterwarnings("ignore:Total length of `(list|DataLoader)` across ranks is zero"),
     # PEFT 0.21 asks transformers 5.23 by an old name
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    # batches are records, which the modules turn into tensors: their hook is meant to win
-    pytest.mark.filterwarnings("ignore:You have overridden `transfer_batch_to_device` in `LightningModule`"),
 ]
 """Warnings of Lightning that tests with a Trainer expect."""
 

@@ -31,6 +31,7 @@ class TransformersChat(ChatModel):
         adapter: Folder of a PEFT adapter to load on top.
         attention: Attention implementation as transformers names it.
         revision: Hub revision to pin.
+        max_pixels: Larger pictures are brought down to this many pixels; see :func:`load_processor`.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class TransformersChat(ChatModel):
         adapter: str | None = None,
         attention: str = "sdpa",
         revision: str | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self.path = path
         self.dtype = dtype
@@ -48,6 +50,7 @@ class TransformersChat(ChatModel):
         self.adapter = adapter
         self.attention = attention
         self.revision = revision
+        self.max_pixels = max_pixels
         self.model: Any = None
         self.processor: Any = None
 
@@ -65,7 +68,7 @@ class TransformersChat(ChatModel):
                 from peft import PeftModel
 
                 model = PeftModel.from_pretrained(model, self.adapter)
-            self.attach(model, AutoProcessor.from_pretrained(resolve(self.path), revision=self.revision))
+            self.attach(model, load_processor(self.path, self.max_pixels, self.revision))
         if device is not None:
             self.model.to(device)
 
@@ -148,6 +151,28 @@ class TransformersChat(ChatModel):
         ]
         images = [image for request in batch for image in request.images()]
         return self.processor(text=texts, images=images or None, padding=True, return_tensors="pt")
+
+
+def load_processor(path: str, max_pixels: int | None = None, revision: str | None = None) -> Any:
+    """A model's processor, with a limit on the size of pictures.
+
+    Args:
+        path: Folder, hub id or ``embedded:`` name.
+        max_pixels: Larger pictures are brought down to at most this many pixels, aspect kept (of Qwen-VL processors, whose picture
+            tokens grow with the pixels); ``None`` leaves the limit that is stored with the model.
+        revision: Hub revision to pin.
+
+    Raises:
+        ValueError: If ``max_pixels`` is given for a processor that does not count pixels.
+    """
+    processor = AutoProcessor.from_pretrained(resolve(path), revision=revision)
+    if max_pixels is not None:
+        pictures = getattr(processor, "image_processor", processor)
+        if "Qwen" not in type(pictures).__name__ or pictures.size.get("longest_edge") is None:
+            raise ValueError(f"{path}: {type(pictures).__name__} knows no limit in pixels; leave out max_pixels")
+        # its names say edge, its numbers are pixels of the whole picture
+        pictures.size = {"shortest_edge": min(pictures.size["shortest_edge"], max_pixels), "longest_edge": max_pixels}
+    return processor
 
 
 class _RowNoise(LogitsProcessor):

@@ -22,6 +22,7 @@ class FlowGenerator:
     Args:
         path: Folder or hub id that ``DiffusionPipeline.from_pretrained`` loads.
         steps: Sampling steps.
+        eval_steps: Sampling steps where nothing is trained on (validation, refinement); default ``steps``.
         pipeline_kwargs: Further arguments of the pipeline's call, e.g. height, width and guidance. Guidance by a second denoiser
             call must be off for training.
         dtype: Weight type, e.g. ``"bfloat16"``.
@@ -29,6 +30,7 @@ class FlowGenerator:
         alpha: LoRA scale (the update is multiplied by ``alpha / rank``).
         targets: Suffixes of the linear layers that get a LoRA.
         adapter: Folder of a trained LoRA to load on top of the base when only sampling.
+        gradient_checkpointing: Trade compute for memory in training.
         source_size: Source pictures whose shorter side is below this many pixels are enlarged to it (some pipelines refuse small
             ones); ``None`` leaves them.
         tolerance: Largest replay difference that the tape accepts; see ``PipelineTape``.
@@ -39,6 +41,7 @@ class FlowGenerator:
         self,
         path: str,
         steps: int = 20,
+        eval_steps: int | None = None,
         pipeline_kwargs: dict[str, Any] | None = None,
         dtype: str = "float32",
         rank: int = 32,
@@ -54,18 +57,21 @@ class FlowGenerator:
             "to_add_out",
         ),
         adapter: str | None = None,
+        gradient_checkpointing: bool = False,
         source_size: int | None = None,
         tolerance: float = 0.0,
         revision: str | None = None,
     ) -> None:
         self.path = path
         self.steps = steps
+        self.eval_steps = eval_steps
         self.pipeline_kwargs = pipeline_kwargs or {}
         self.dtype = dtype
         self.rank = rank
         self.alpha = alpha
         self.targets = targets
         self.adapter = adapter
+        self.gradient_checkpointing = gradient_checkpointing
         self.source_size = source_size
         self.tolerance = tolerance
         self.revision = revision
@@ -102,11 +108,15 @@ class FlowGenerator:
                 part.requires_grad_(False)
         self.tape = PipelineTape(self.pipe, self.tolerance)
         policies.add_policies(self.denoiser, self.rank, self.alpha, self.targets, seed)
+        if self.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
 
-    def _arguments(self, prompts: Sequence[str], sources: Sequence[Image.Image], seeds: Sequence[int]) -> dict[str, Any]:
+    def _arguments(
+        self, steps: int, prompts: Sequence[str], sources: Sequence[Image.Image], seeds: Sequence[int]
+    ) -> dict[str, Any]:
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
-        arguments = {"num_inference_steps": self.steps, **self.pipeline_kwargs, "prompt": list(prompts)}
+        arguments = {"num_inference_steps": steps, **self.pipeline_kwargs, "prompt": list(prompts)}
         arguments["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
         if sources:
             enlarged = [self._enlarge(source) for source in sources]
@@ -125,7 +135,7 @@ class FlowGenerator:
     ) -> Recording:
         """Sample with the current policy and record what training needs; see :meth:`sample`."""
         assert self.tape is not None, "call prepare_training first"
-        return self.tape.record(keep_steps=keep_steps, **self._arguments(prompts, sources, seeds))
+        return self.tape.record(keep_steps=keep_steps, **self._arguments(self.steps, prompts, sources, seeds))
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[str], sources: Sequence[Image.Image], seeds: Sequence[int]) -> list[Image.Image]:
@@ -139,7 +149,8 @@ class FlowGenerator:
         Returns:
             One picture per request.
         """
-        return list(self.pipe(**self._arguments(prompts, sources, seeds)).images)
+        steps = self.steps if self.eval_steps is None else self.eval_steps
+        return list(self.pipe(**self._arguments(steps, prompts, sources, seeds)).images)
 
     def save_adapter(self, folder: str | Path, adapter: str = policies.POLICY) -> Path:
         """Write an adapter as a LoRA that ``pipe.load_lora_weights(folder)`` loads."""

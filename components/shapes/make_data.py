@@ -15,7 +15,7 @@ SOURCE_SIZE = 64
 
 def shapes_generator(steps: int = 8) -> FlowGenerator:
     """The embedded base generator, not loaded yet."""
-    return FlowGenerator("embedded:shapes-generator", steps, dict(PIPELINE_KWARGS), source_size=SOURCE_SIZE)
+    return FlowGenerator("embedded:shapes-generator", steps, pipeline_kwargs=dict(PIPELINE_KWARGS), source_size=SOURCE_SIZE)
 
 
 def make_data(

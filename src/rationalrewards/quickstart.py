@@ -185,13 +185,16 @@ class Quickstart:
 
         untrained = self.out / "evaluate" / "untrained"
         path = "--model.init_args.reward.init_args.chat.init_args.path"
+        writer = {"class_path": "rationalrewards.callbacks.EvaluationWriter", "init_args": {"output_dir": str(untrained)}}
+        callbacks = [{"class_path": "rationalrewards.callbacks.MLflowParent"}, writer]
         self._command(
             "test",
             "evaluate",
             f"{path}=embedded:shapes-critic",
             f"--data.init_args.limit={self.sizes.untrained_pairs}",
             "--model.init_args.reward.init_args.reasks=0",
-            f"--trainer.callbacks={json.dumps([_writer('EvaluationWriter', untrained)])}",
+            "--trainer.logger.init_args.run_name=evaluate untrained",
+            f"--trainer.callbacks={json.dumps(callbacks)}",
         )
         self._command("test", "evaluate")
         before = json.loads((untrained / "evaluation.json").read_text(encoding="utf-8"))
@@ -390,10 +393,6 @@ class Quickstart:
         )
         page = report_page(summary, [json.loads(line) for line in lines], grids, list(SIMULATION))
         (self.out / "report.html").write_text(page, encoding="utf-8")
-
-
-def _writer(name: str, folder: Path) -> dict[str, Any]:
-    return {"class_path": f"rationalrewards.callbacks.{name}", "init_args": {"output_dir": str(folder)}}
 
 
 def _interval(name: str, rate: float | None, n: int) -> dict[str, Any]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from rationalrewards.components.chat import ChatRequest, TransformersChat
-from rationalrewards.components.chat.transformers_chat import _RowNoise
+from rationalrewards.components.chat.transformers_chat import _RowNoise, load_processor
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.scenes import random_scene
 from rationalrewards.components.shapes.tiny_critic import SPECIAL_TOKENS
+from transformers import CLIPImageProcessor
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,19 @@ def test_sampling_draws_tokens_as_often_as_the_softmax_says() -> None:
     expected = (logits / temperature).softmax(-1)
     # four standard deviations of a share
     assert ((share - expected).abs() < 4 * (expected * (1 - expected) / draws).sqrt()).all()
+
+
+def test_a_limit_on_pixels_is_kept_and_told(tmp_path: Path) -> None:
+    large = Image.new("RGB", (128, 64))
+    replies = []
+    for limit in (None, 2048):
+        model = TransformersChat("embedded:shapes-critic", max_pixels=limit)
+        replies += model.complete([_ask("describe the picture", large, max_tokens=1)])
+    # 64 pixels a token: 8,192 brought down to the stored 4,096 or to 2,048, rounded to whole tokens
+    assert [reply.image_tokens for reply in replies] == [55, 32]
+    CLIPImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="CLIPImageProcessor.* knows no limit in pixels; leave out max_pixels"):
+        load_processor(str(tmp_path), max_pixels=100)
 
 
 def test_a_model_in_training_stays_in_training(chat: TransformersChat, requests: list[ChatRequest]) -> None:

@@ -109,6 +109,41 @@ def test_recording_samples_what_sampling_samples(sampler: FlowGenerator) -> None
         assert np.array_equal(_pixels(recording.images), _pixels(sampler.sample(PROMPTS, sources, [7, 8, 9])))
 
 
+def test_rollouts_and_evaluation_have_steps_of_their_own(sampler: FlowGenerator) -> None:
+    generator = _recipe(steps=2, eval_steps=3)  # the sampler of the other tests takes 3
+    generator.load()
+    generator.prepare_training(0)
+    assert len(generator.record(PROMPTS[:1], [], [1]).sigmas) == 2
+    assert np.array_equal(_pixels(generator.sample(PROMPTS, [], [7, 8, 9])), _pixels(sampler.sample(PROMPTS, [], [7, 8, 9])))
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        generator = _recipe(gradient_checkpointing=checkpointing)
+        generator.load()
+        generator.prepare_training(seed=3)
+        generator.denoiser.train()
+        _step_loss(generator, torch.tensor([0.2, 0.9, 0.6]), 1e-3).backward()
+        gradients.append({name: p.grad for name, p in parameters_of(generator.denoiser, POLICY).items()})
+    assert generator.denoiser.is_gradient_checkpointing
+    assert any(gradient.abs().max() > 0 for gradient in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name  # the same operations, twice
+
+
+def test_adapters_of_a_half_precision_base_keep_small_steps() -> None:
+    generator = _recipe(dtype="bfloat16")
+    generator.load()
+    generator.prepare_training(seed=0)
+    assert next(p for name, p in generator.denoiser.named_parameters() if ".lora_" not in name).dtype == torch.bfloat16
+    for adapter in (POLICY, OLD):
+        assert {p.dtype for p in parameters_of(generator.denoiser, adapter).values()} == {torch.float32}
+    loss = _step_loss(generator, torch.tensor([0.2, 0.9, 0.6]), 0.0)
+    loss.backward()
+    assert loss.isfinite()
+
+
 def _parameters(generator: FlowGenerator) -> dict[str, nn.Parameter]:
     """Every weight of the whole pipeline."""
     return {
@@ -203,12 +238,12 @@ def test_a_saved_lora_gives_the_same_picture_wherever_it_is_loaded(
     plain = DiffusionPipeline.from_pretrained(resolve("embedded:shapes-generator"))
     plain.set_progress_bar_config(disable=True)
     plain.load_lora_weights(folder)
-    arguments = ours._arguments(PROMPTS, [], [1, 2, 3])
+    arguments = ours._arguments(3, PROMPTS, [], [1, 2, 3])
     for images in (ours.sample(PROMPTS, [], [1, 2, 3]), plain(**arguments).images):
         assert np.abs(_pixels(images) - expected).max() <= 1  # rounding to bytes
     # rank 4 and alpha 12 travel with the file: at the default scale the picture would be another
     plain.unload_lora_weights()
-    arguments = ours._arguments(PROMPTS, [], [1, 2, 3])
+    arguments = ours._arguments(3, PROMPTS, [], [1, 2, 3])
     assert np.array_equal(_pixels(plain(**arguments).images), base)
 
 
