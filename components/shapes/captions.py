@@ -33,6 +33,7 @@ from rationalrewards.components.shapes.scenes import (
     Thing,
     describe,
     describe_quality,
+    describe_scene,
     random_edit,
     random_scene,
     random_shape,
@@ -43,12 +44,7 @@ from transformers import Qwen2Tokenizer
 
 def caption(reading: Reading) -> str:
     """A whole picture in words, e.g. ``"top left red circle ; top right nothing ; ... ; sharp"``."""
-    return " ; ".join([*in_words(reading.scene), describe_quality(reading.quality)])
-
-
-def in_words(scene: Scene) -> list[str]:
-    """All four places in words, empty ones too, in board order."""
-    return [f"{place} {describe(thing)}" for place, thing in zip(PLACES, scene.things, strict=True)]
+    return f"{describe_scene(reading.scene)} ; {describe_quality(reading.quality)}"
 
 
 def parse_caption(text: str) -> tuple[dict[str, str], str]:
@@ -230,11 +226,11 @@ def _reading_turn(seen: Sequence[Reading], rng: random.Random) -> tuple[str, str
                 f"{request} say the change of {name}",
                 f"{edit.place} {describe(edit.before)} ; {edit.place} {describe(edit.after)}",
             )
-        return f"{request} say all places of {name} after the change", " ; ".join(in_words(edit.apply(seen[index].scene)))
+        return f"{request} say all places of {name} after the change", describe_scene(edit.apply(seen[index].scene))
     scene = random_scene(rng, letter_rate=0.5)
     request = _quoted(scene.request(style))
     if roll < 0.75:
-        return f"{request} say the request place by place", " ; ".join(in_words(scene))
+        return f"{request} say the request place by place", describe_scene(scene)
     if roll < 0.9:
         place = rng.choice(PLACES)
         return f"{request} what does the request say of the {place}", f"{place} {describe(scene.at(place))}"

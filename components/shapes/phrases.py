@@ -1,7 +1,8 @@
 """Critiques of the shapes world in words: written from what was seen, and read back into it.
 
-Justifications compare point by point what was asked with what is seen, because a critic that only names what it sees gives
-rewards without resolution (measured; see ``docs/architecture.md``).
+A critique first says what the picture should show (its analysis of the request), then what it shows, then compares the two place
+by place, and only then scores: a critic that only names what it sees gives rewards without resolution (measured; see
+``docs/architecture.md``), and one that has to read, look and compare in one breath takes the request for the picture.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from .scenes import (
     Thing,
     describe,
     describe_quality,
+    describe_scene,
     parse_edit,
     parse_request,
 )
 
-_VERDICT = {1.0: "right", 0.5: "half"}
+_VERDICT = {1.0: "done", 0.5: "half"}
 BETWEEN = " | "
 
 
@@ -70,40 +72,37 @@ class Asked:
         return self.edit.request("detailed") if self.edit is not None else self.scene.request("detailed")
 
 
-def _compared(place: str, asked: Thing, seen: Thing) -> str:
-    verdict = "extra" if asked is None and seen is not None else _VERDICT.get(judge.match(asked, seen), "wrong")
-    return f"{place} asked {describe(asked)} seen {describe(seen)} {verdict}"
+def _verdict(asked: Thing, seen: Thing) -> str:
+    return "extra" if asked is None and seen is not None else _VERDICT.get(judge.match(asked, seen), "wrong")
 
 
 def justifications(asked: Asked, seen: Reading) -> dict[str, str]:
     """What to say about each aspect of a picture."""
     letters = [(place, thing) for place, thing in asked.scene.occupied() if isinstance(thing, Letter)]
+    judged = [place for place in PLACES if not isinstance(asked.scene.at(place), Letter)]
     said: dict[str, str] = {}
     if asked.edit is not None and asked.source is not None:
         edit, source = asked.edit, asked.source
-        said["text_faithfulness"] = _compared(edit.place, edit.after, seen.scene.at(edit.place))
-        kept = []
-        for place in PLACES:
-            if place != edit.place:
-                before, now = source.at(place), seen.scene.at(place)
-                kept.append(f"{place} source {describe(before)} seen {describe(now)} {'kept' if before == now else 'changed'}")
-        said["image_faithfulness"] = " ; ".join(kept)
-        letters = [(edit.place, edit.after)] if isinstance(edit.after, Letter) else []
-    else:
-        said["text_faithfulness"] = " ; ".join(
-            _compared(place, asked.scene.at(place), seen.scene.at(place))
-            for place in PLACES
-            if not isinstance(asked.scene.at(place), Letter)
+        judged = [edit.place]
+        kept = [(place, source.at(place)) for place in PLACES if place != edit.place]
+        said["image_faithfulness"] = " ; ".join(
+            f"{place} source {describe(before)} {'kept' if before == seen.scene.at(place) else 'changed'}"
+            for place, before in kept
         )
+        letters = [(edit.place, edit.after)] if isinstance(edit.after, Letter) else []
+    verdicts = [f"{place} {_verdict(asked.scene.at(place), seen.scene.at(place))}" for place in judged]
+    said["text_faithfulness"] = f"{describe_scene(seen.scene)} . {' ; '.join(verdicts)}"
     said["physical_quality"] = describe_quality(seen.quality)
-    said["text_rendering"] = (
-        " ; ".join(_compared(place, thing, seen.scene.at(place)) for place, thing in letters) or "no letter asked"
-    )
+    compared = [
+        f"{place} asked {thing} seen {describe(seen.scene.at(place))} {_verdict(thing, seen.scene.at(place))}"
+        for place, thing in letters
+    ]
+    said["text_rendering"] = " ; ".join(compared) or "no letter asked"
     return said
 
 
 _THING = rf"nothing|(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|letter [{''.join(LETTERS)}]"
-_CLAIM = re.compile(rf"({'|'.join(PLACES)}) (?:asked|source) (?:{_THING}) seen ({_THING})")
+_CLAIM = re.compile(rf"({'|'.join(PLACES)}) ({_THING})")
 _QUALITY_CLAIM = re.compile(r"(?<![a-z] )(" + "|".join(sorted(QUALITY, key=len, reverse=True)) + r")(?=$|\s)", re.MULTILINE)
 
 
@@ -140,7 +139,7 @@ def critique(asked: Asked, seen: Reading) -> Critique:
     aspects = {key: AspectCritique(said[key], _score(key, value)) for key, value in scores.items()}
     wrong = [place for place in PLACES if asked.scene.at(place) != seen.scene.at(place)]
     comments = "fix " + " and ".join(wrong) if wrong else "keep all"
-    return Critique(aspects, summarise(asked.reward(seen)), comments, asked.refined())
+    return Critique(aspects, summarise(asked.reward(seen)), comments, asked.refined(), analysis=describe_scene(asked.scene))
 
 
 def pair_critique(asked: Asked, first: Reading, second: Reading) -> PairCritique:
@@ -157,4 +156,4 @@ def pair_critique(asked: Asked, first: Reading, second: Reading) -> PairCritique
         aspects[key] = AspectComparison(text, a, b, winner)  # type: ignore[arg-type]
     difference = asked.reward(first) - asked.reward(second)
     better = "both equal" if abs(difference) < 0.02 else f"Image {'A' if difference > 0 else 'B'} is better"
-    return PairCritique(aspects, better)
+    return PairCritique(aspects, better, analysis=describe_scene(asked.scene))

@@ -30,12 +30,11 @@ from rationalrewards.components.shapes.captions import (
     caption_batch,
     caption_rows,
     in_between,
-    in_words,
     parse_caption,
 )
 from rationalrewards.components.shapes.drawing import DAMAGES, damage, draw, random_shifts
 from rationalrewards.components.shapes.judge import read
-from rationalrewards.components.shapes.scenes import PLACES, QUALITY, describe, describe_quality, random_scene
+from rationalrewards.components.shapes.scenes import PLACES, QUALITY, describe, describe_quality, describe_scene, random_scene
 from rationalrewards.components.shapes.tiny_critic import build_tiny_vlm, load_critic
 from torch.nn.functional import cross_entropy
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
@@ -160,7 +159,7 @@ def request_accuracy(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLP
         for scene in scenes
     ]
     told = answer(model, processor, [[image] for image in pictures("clean", number, seed)], asks)
-    return float(np.mean([text == " ; ".join(in_words(scene)) for text, scene in zip(told, scenes, strict=True)]))
+    return float(np.mean([text == describe_scene(scene) for text, scene in zip(told, scenes, strict=True)]))
 
 
 def pictures(kind: str, number: int, seed: int) -> list[Image.Image]:

@@ -91,6 +91,11 @@ class Scene:
         return "a sharp picture: " + "; ".join(f"{thing} at the {place}" for place, thing in self.occupied())
 
 
+def describe_scene(scene: Scene) -> str:
+    """All four places in words, empty ones too: ``"top left red circle ; top right nothing ; ..."``."""
+    return " ; ".join(f"{place} {describe(thing)}" for place, thing in zip(PLACES, scene.things, strict=True))
+
+
 def random_shape(rng: random.Random) -> Shape:
     """A shape of uniformly random colour and kind."""
     return Shape(rng.choice(tuple(COLOURS)), rng.choice(SHAPES))

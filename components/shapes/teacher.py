@@ -10,6 +10,7 @@ import hashlib
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -17,7 +18,7 @@ from PIL import Image
 from ..chat import ChatModel, ChatReply, ChatRequest
 from ..critique import CritiqueFormat
 from ..critique.teacher import COMMENT_TAG, HINT
-from ..records import AspectComparison, Critique, NotApplicable, PairCritique, Task
+from ..records import AspectComparison, NotApplicable, PairCritique, Task
 from . import judge, phrases
 from .judge import Reading
 from .phrases import Asked
@@ -141,7 +142,7 @@ class ShapesTeacher(ChatModel):
                 seen[label] = Reading(asked.scene, min(seen[label].rmse, seen[other].rmse))
         critique = phrases.pair_critique(asked, seen["A"], seen["B"])
         if label is not None and rng.random() < self.label_echo:
-            critique = PairCritique(critique.aspects, critique.summary + " as people preferred")
+            critique = replace(critique, summary=critique.summary + " as people preferred")
         return self.format.render_pair(critique, "edit" if sources else "t2i")
 
     def _vague(self, asked: Asked) -> PairCritique:
@@ -179,7 +180,7 @@ class ShapesTeacher(ChatModel):
         found = re.findall(rf"({'|'.join(PLACES)}) source ({phrases._THING})", comment)
         if not found:
             return None
-        retold = " ; ".join(f"{place} asked {words} seen {words}" for place, words in found)
+        retold = " ; ".join(f"{place} {words}" for place, words in found)
         reading = phrases.read_claims(retold)
         scene = reading.scene if reading else None
         edited = re.search(rf"the (\w+|letter [A-Z]) at the ({'|'.join(PLACES)})", prompt)
@@ -205,4 +206,5 @@ class ShapesTeacher(ChatModel):
             seen = claims[0] if which[1] == "A" else claims[1]
         critique = phrases.critique(asked, seen)
         task: Task = "edit" if sources else "t2i"
-        return self.format.render(Critique(critique.aspects, critique.summary), task)  # refinement is a stage of its own
+        critique = replace(critique, refinement_comments="", refined_request="")  # refinement is a stage of its own
+        return self.format.render(critique, task)

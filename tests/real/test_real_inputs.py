@@ -9,17 +9,35 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from PIL import Image
 from rationalrewards.components.chat import ChatRequest, TransformersChat
 from rationalrewards.components.critique import CritiqueFormat
+from rationalrewards.components.critique.teacher import (
+    anchor_messages,
+    check_messages,
+    mask_comment,
+    project_messages,
+    refine_messages,
+)
 from rationalrewards.components.records import (
+    AspectComparison,
+    AspectCritique,
+    Critique,
+    NotApplicable,
+    PairCritique,
     Preference,
+    Rationale,
     Refinement,
+    Task,
+    Unscored,
     open_picture,
     read_jsonl,
     write_jsonl,
@@ -27,6 +45,9 @@ from rationalrewards.components.records import (
 from rationalrewards.components.shapes.tiny_critic import build_processor, build_tiny_vlm
 from rationalrewards.components.shapes.tiny_generator import PIPELINE_KWARGS
 from rationalrewards.datamodules.readers import read_preferences, read_prompts
+from rationalrewards.lightning_modules import RationaleDistillModule
+from rationalrewards.lightning_modules.distill import Row
+from rationalrewards.lightning_modules.schedules import CosineWithWarmup
 from tiny import QUIET
 
 from rationalrewards import cli
@@ -348,3 +369,155 @@ def test_refine_edits_real_sources_and_several_at_once(untrained: Path, real: Pa
     assert {one.id: len(one.sources) for one in found} == {"whole": 1, "small": 1, "two": 2}
     for one in found:
         assert all(Path(source).is_file() for source in one.sources)
+
+
+# -- with usable answers ------------------------------------------------------------------------------------------------
+
+RUBRIC = "shapes"
+REQUEST = "the same as before but clean"
+NOTHING = NotApplicable()
+
+
+def spoken(task: Task, score: float) -> str:
+    """A critique that gives every aspect the same score."""
+    keys = CritiqueFormat(RUBRIC).rules.keys(task)
+    aspects = {key: AspectCritique("as asked", NOTHING if key == "text_rendering" else score) for key in keys}
+    return CritiqueFormat(RUBRIC).render(Critique(aspects, "done", "keep exactly", REQUEST), task)
+
+
+def compared(task: Task) -> str:
+    """A comparison that finds Image A better in every aspect."""
+    keys = CritiqueFormat(RUBRIC).rules.keys(task)
+    better, none = AspectComparison("as asked", 4.0, 2.0, "A"), AspectComparison("as asked", NOTHING, NOTHING, NOTHING)
+    aspects = {key: none if key == "text_rendering" else better for key in keys}
+    return CritiqueFormat(RUBRIC).render_pair(PairCritique(aspects, "done"), task)
+
+
+def lessons(pair: Preference) -> list[Row]:
+    """What the taught critic answers about a pair: A is better, whatever the label and the order; alone, each is a 3."""
+    format, task, prompt = CritiqueFormat(RUBRIC), pair.task, pair.prompt
+    sources = [open_picture(path) for path in pair.sources]
+    a, b = (open_picture(path) for path in pair.candidates)
+    verdict = compared(task)
+    told: list[Row] = [(anchor_messages(format, task, prompt, sources, (a, b), label), verdict) for label in ("A", "B")]
+    told += [(format.pairwise_messages(task, prompt, sources, order), verdict) for order in ((a, b), (b, a))]
+    comment = mask_comment(format, verdict, task, "justifications")
+    told.append((check_messages(task, prompt, sources, (a, b), comment), "A is preferred"))
+    for picture, which, score in ((a, "A", 4.0), (b, "B", 2.0)):
+        told.append((project_messages(format, task, prompt, sources, picture, verdict, which), spoken(task, score)))
+        refined = f"## Refinement Comments: keep exactly\n## Refined Request: {REQUEST}"
+        told.append((refine_messages(task, prompt, sources, picture, spoken(task, score)), refined))
+        told.append((format.pointwise_messages(task, prompt, sources, picture), spoken(task, 3.0)))
+    return told
+
+
+def two_pairs(real: Path) -> list[Preference]:
+    """A ranked pair that the taught critic agrees with, and an edit that it does not."""
+    ranked = read_preferences(real / "ranked_t2i.jsonl")[0]
+    edit = next(pair for pair in read_preferences(real / "edits.jsonl") if pair.id == "step1x-0004")
+    return [replace(ranked, label=1.0), replace(edit, label=0.0)]
+
+
+@pytest.fixture(scope="session")
+def taught(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny critic of the real geometry that has learned its answers by heart, hardly looking."""
+    folder = tmp_path_factory.mktemp("critic")
+    base = build_tiny_vlm(folder / "base", **GEOMETRY, vision_hidden=16, vision_layers=1, deepstack=(0,), text_layers=2)
+    told = [row for pair in two_pairs(real) for row in lessons(pair)]
+    format, shown = CritiqueFormat(RUBRIC), [Image.new("RGB", (32, 32), (128, 128, 128))]
+    shown += [open_picture(real / name).resize((32, 32)) for name in ("imagereward/1.webp", "imagereward/2.webp")]
+    for record in read_prompts(real / "prompts" / "geneval.jsonl")[:2]:
+        told += [(format.pointwise_messages("t2i", record.prompt, [], picture), spoken("t2i", 3.0)) for picture in shown]
+    student = RationaleDistillModule(str(base), RUBRIC, freeze_vision=True, freeze_projector=True)
+    student.configure_model()
+    # alike rows together, and every batch encoded once
+    told.sort(key=lambda row: sum(part["type"] == "image" for turn in row[0] for part in turn["content"]))
+    batches = [student.encode(told[start : start + 4]) for start in range(0, len(told), 4)]
+    learning = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=5e-3, weight_decay=0.0)
+    rounds = 32
+    schedule = CosineWithWarmup(optimizer, rounds * len(batches), warmup=0.1)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(rounds):
+        losses = []
+        for index in torch.randperm(len(batches), generator=order).tolist():
+            loss = student.student(**batches[index]).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(learning, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            losses.append(loss.item())
+    # by heart: a token of any batch is all but certain
+    assert max(losses) < 0.05, f"the critic did not learn its answers: {losses}"
+    student.export(str(folder / "taught"))
+    return folder / "taught"
+
+
+@pytest.mark.slow
+def test_rationales_of_real_pairs(taught: Path, real: Path, tmp_path: Path) -> None:
+    agreed, other = two_pairs(real)
+    write_jsonl(tmp_path / "pairs.jsonl", [agreed, other])
+    options = {"max_tokens": 160, "temperature": 0.0, "control_share": 1.0}
+    model = module("RationalizeModule", teacher=critic(taught), rubric=RUBRIC, options=options)
+    out = run("predict", model, preferences(tmp_path / "pairs.jsonl"), "RationaleWriter", tmp_path)
+    _, outcomes = ledger_of(out, [agreed, other])
+    assert [outcomes[pair.id]["last_stage"] for pair in (agreed, other)] == ["refine", "check"]
+    assert outcomes[other.id]["reason"] == "does not predict the label"
+    # the critic obeys no label: told the wrong one, it says A again, which is right for the pair that it got wrong
+    assert [outcomes[pair.id]["wrong_label_passed"] for pair in (agreed, other)] == [False, True]
+    (rationale,) = read_jsonl(out / "rationales.jsonl", Rationale)
+    assert rationale.pair.id == agreed.id and rationale.format == CritiqueFormat(RUBRIC).fingerprint
+    assert rationale.pair_text == compared("t2i")
+    assert rationale.point_texts == (spoken("t2i", 4.0), spoken("t2i", 2.0))
+    # the pictures are still found from the new file
+    assert open_picture(rationale.pair.candidates[0]).size == (512, 512)
+
+
+@pytest.mark.slow
+def test_accuracy_on_real_pairs(taught: Path, real: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", two_pairs(real))
+    data = preferences(tmp_path / "pairs.jsonl")
+    judge = module("RewardEvaluationModule", judge=critic(taught), rubric=RUBRIC, max_tokens=160)
+    out = run("test", judge, data, "EvaluationWriter", tmp_path)
+    metrics = json.loads((out / "evaluation.json").read_text())
+    # always the first picture: right in one order, wrong in the other
+    assert metrics["test/pair_accuracy"] == 0.5
+    assert metrics["test/order_consistency"] == metrics["test/unscored_rate"] == metrics["test/tie_rate"] == 0.0
+    assert [(row["verdict"], row["swapped"]) for row in rows(out / "judgements.jsonl")] == [("A", "B")] * 2
+    reward = {"rubric": RUBRIC, "max_tokens": 160, "chat": critic(taught)}
+    path = "rationalrewards.components.rewards.CritiqueReward"
+    alone = module("RewardEvaluationModule", reward={"class_path": path, "init_args": reward})
+    out = run("test", alone, data, "EvaluationWriter", tmp_path)
+    metrics = json.loads((out / "evaluation.json").read_text())
+    # all pictures are a 3: scored, but no pair is told apart
+    assert (metrics["test/unscored_rate"], metrics["test/tie_rate"], metrics["test/pair_accuracy"]) == (0.0, 1.0, 0.0)
+    for row in rows(out / "judgements.jsonl"):
+        assert row["verdict"] == "tie"
+        assert all(picture["text_faithfulness"] == 3.0 for picture in row["scores"])
+        assert all(picture["text_rendering"] is None for picture in row["scores"])
+    assert "image_faithfulness" in rows(out / "judgements.jsonl")[1]["scores"][0]
+
+
+@pytest.mark.slow
+def test_refinement_of_real_requests(taught: Path, real: Path, tmp_path: Path) -> None:
+    path = real / "prompts" / "geneval.jsonl"
+    arms = {"base": 1, "refine_keep_best": 2}
+    model = refine_model(taught, arms=list(arms), rubric=RUBRIC, max_tokens=160)
+    out = run("predict", model, prompts(path, limit=2), "RefinementWriter", tmp_path)
+    scored = 0
+    for one in refinements_of(out, [record.id for record in read_prompts(path)[:2]], arms):
+        for candidate in one.candidates:
+            critique = CritiqueFormat(RUBRIC).parse(candidate.critique, "t2i")
+            if candidate.reward is None:
+                assert isinstance(critique.reward(), Unscored) and candidate.unscored
+                continue
+            scored += 1
+            assert candidate.reward == pytest.approx(critique.reward())
+            assert candidate.aspects == {"text_faithfulness": 3.0, "physical_quality": 3.0, "text_rendering": None}
+        if one.arm == "refine_keep_best" and one.candidates[0].reward is not None:
+            # a 3 is below the threshold, so it is asked for once more, in the critic's words
+            first = CritiqueFormat(RUBRIC).parse(one.candidates[0].critique, "t2i")
+            assert one.candidates[1].request == (first.refined_request or one.prompt)
+    # by heart it knows other pictures of these requests: most answers can be read
+    assert scored >= 3
