@@ -110,7 +110,7 @@ class RewardLogging(Callback):
         self._open = False
         self._closed: dict[str, Tensor] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the history can be written, before anything is computed."""
         if self.history is not None:
             writable_folder(self.history.parent)

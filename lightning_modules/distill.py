@@ -15,6 +15,7 @@ from rationalrewards.components.checkpoints import resolve
 from rationalrewards.components.critic import Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat, save_fingerprint
 from rationalrewards.components.critique.formats import Message
+from rationalrewards.components.memory import explain_out_of_memory
 from rationalrewards.components.records import Preference, Unscored, open_pictures
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -193,7 +194,9 @@ class RationaleDistillModule(RewardsModule):
         labels = encoded.pop("labels")
         # logits from the first answer on: over a large vocabulary those of requests and pictures would take most of the memory
         first = int((labels != -100).int().argmax(dim=1).min())
-        logits = self.student(**encoded, logits_to_keep=labels.shape[1] - first + 1).logits[:, :-1]
+        remedy = "lower the data module's batch_size and raise accumulate_grad_batches, set gradient_checkpointing, or lower max_pixels"
+        with explain_out_of_memory(f"{len(rows)} rows of up to {labels.shape[1]} tokens at once", remedy):
+            logits = self.student(**encoded, logits_to_keep=labels.shape[1] - first + 1).logits[:, :-1]
         targets = labels[:, first:]
         return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100), int((targets != -100).sum())
 

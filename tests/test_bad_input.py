@@ -18,9 +18,11 @@ from rationalrewards.callbacks import (
     EvaluationWriter,
     RationaleWriter,
     RefinementWriter,
+    RewardLogging,
 )
 from rationalrewards.components.critic import Critic
 from rationalrewards.components.critique import CritiqueFormat
+from rationalrewards.components.memory import explain_out_of_memory
 from rationalrewards.components.parrot import Ledger, ParrotOptions, rationalize
 from rationalrewards.components.records import Preference, PromptRecord, Rationale, read_jsonl, to_json
 from rationalrewards.components.refine import Studio
@@ -288,8 +290,17 @@ def closed(tmp_path: Path) -> Path:
         (CriticExport, "on_fit_start"),
         (AdapterExport, "on_fit_start"),
         (lambda output_dir: AdapterEMA(output_dir=output_dir), "on_fit_start"),
+        (RewardLogging, "on_fit_start"),
     ],
-    ids=["RationaleWriter", "RefinementWriter", "EvaluationWriter", "CriticExport", "AdapterExport", "AdapterEMA"],
+    ids=[
+        "RationaleWriter",
+        "RefinementWriter",
+        "EvaluationWriter",
+        "CriticExport",
+        "AdapterExport",
+        "AdapterEMA",
+        "RewardLogging",
+    ],
 )
 def test_a_writer_says_so_before_any_work(make: Callable[[str], Any], hook: str, closed: Path) -> None:
     module = RationalizeModule(ShapesTeacher(), "shapes")
@@ -309,3 +320,20 @@ def test_the_command_line_ends_with_the_folder_it_cannot_write(closed: Path, fol
     with pytest.raises(PermissionError, match="choose another output_dir") as caught:
         cli.run(arguments)
     assert str(closed) in str(caught.value)
+
+
+# -- more than the memory holds -----------------------------------------------------------------------------------------
+
+
+def test_a_request_that_no_memory_holds_is_not_guessed_at() -> None:
+    maker = generator(pipeline_kwargs={**generator().pipeline_kwargs, "height": 2**24, "width": 2**24})
+    maker.load()
+    with pytest.raises(
+        MemoryError, match="1 pictures of 16777216 x 16777216 pixels at once: more memory.*lower.*eval_batch_size"
+    ):
+        maker.sample(["a red circle top left"], [], [0])
+
+
+def test_other_errors_are_left_alone() -> None:
+    with pytest.raises(RuntimeError, match="shapes do not fit"), explain_out_of_memory("anything", "anything"):
+        raise RuntimeError("shapes do not fit")

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from ..checkpoints import resolve
+from ..memory import explain_out_of_memory
 from .base import ChatModel, ChatReply, ChatRequest
 
 _CHECK_EVERY = 4  # tokens between looks for a stop string: looking decodes text, and the answer is cut at the string anyway
@@ -111,17 +112,19 @@ class TransformersChat(ChatModel):
         prompt_length = inputs["input_ids"].shape[1]
         noise = [_RowNoise(first.temperature, [request.seed for request in batch])] if first.temperature > 0 else []
         stop = StoppingCriteriaList([_StopStrings(tokenizer, first.stop, prompt_length)] if first.stop else [])
-        output = self.model.generate(
-            **inputs,
-            max_new_tokens=first.max_tokens,
-            stopping_criteria=stop,
-            logits_processor=LogitsProcessorList(noise),
-            pad_token_id=tokenizer.pad_token_id,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-        )
+        size = f"{len(batch)} requests of up to {prompt_length} tokens and {first.max_tokens} more at once"
+        with explain_out_of_memory(size, "lower batch_size or max_pixels of the chat, or max_tokens"):
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=first.max_tokens,
+                stopping_criteria=stop,
+                logits_processor=LogitsProcessorList(noise),
+                pad_token_id=tokenizer.pad_token_id,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+            )
         ends = {tokenizer.eos_token_id, *_as_set(self.model.generation_config.eos_token_id)}
         prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
         image_token = getattr(self.processor, "image_token_id", None)

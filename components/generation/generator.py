@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from peft import get_peft_model_state_dict
 from PIL import Image
 
 from ..checkpoints import resolve
+from ..memory import explain_out_of_memory
 from . import policies
 from .tape import PipelineTape, Recording
 
@@ -135,7 +137,8 @@ class FlowGenerator:
     ) -> Recording:
         """Sample with the current policy and record what training needs; see :meth:`sample`."""
         assert self.tape is not None, "call prepare_training first"
-        return self.tape.record(keep_steps=keep_steps, **self._arguments(self.steps, prompts, sources, seeds))
+        with self._explained(len(prompts)):
+            return self.tape.record(keep_steps=keep_steps, **self._arguments(self.steps, prompts, sources, seeds))
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[str], sources: Sequence[Image.Image], seeds: Sequence[int]) -> list[Image.Image]:
@@ -150,7 +153,15 @@ class FlowGenerator:
             One picture per request.
         """
         steps = self.steps if self.eval_steps is None else self.eval_steps
-        return list(self.pipe(**self._arguments(steps, prompts, sources, seeds)).images)
+        with self._explained(len(prompts)):
+            return list(self.pipe(**self._arguments(steps, prompts, sources, seeds)).images)
+
+    def _explained(self, pictures: int) -> AbstractContextManager[None]:
+        size = " x ".join(str(self.pipeline_kwargs[side]) for side in ("width", "height") if side in self.pipeline_kwargs)
+        return explain_out_of_memory(
+            f"{pictures} pictures{f' of {size} pixels' if size else ''} at once",
+            "lower the data module's batch_size or eval_batch_size, or the size in pipeline_kwargs",
+        )
 
     def save_adapter(self, folder: str | Path, adapter: str = policies.POLICY) -> Path:
         """Write an adapter as a LoRA that ``pipe.load_lora_weights(folder)`` loads."""

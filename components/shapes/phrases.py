@@ -72,8 +72,9 @@ class Asked:
         return self.edit.request("detailed") if self.edit is not None else self.scene.request("detailed")
 
 
-def _verdict(asked: Thing, seen: Thing) -> str:
-    return "extra" if asked is None and seen is not None else _VERDICT.get(judge.match(asked, seen), "wrong")
+def _compared(place: str, asked: Thing, seen: Thing) -> str:
+    verdict = "extra" if asked is None and seen is not None else _VERDICT.get(judge.match(asked, seen), "wrong")
+    return f"{place} asked {describe(asked)} seen {describe(seen)} {verdict}"
 
 
 def justifications(asked: Asked, seen: Reading) -> dict[str, str]:
@@ -84,20 +85,18 @@ def justifications(asked: Asked, seen: Reading) -> dict[str, str]:
     if asked.edit is not None and asked.source is not None:
         edit, source = asked.edit, asked.source
         judged = [edit.place]
-        kept = [(place, source.at(place)) for place in PLACES if place != edit.place]
-        said["image_faithfulness"] = " ; ".join(
-            f"{place} source {describe(before)} {'kept' if before == seen.scene.at(place) else 'changed'}"
-            for place, before in kept
-        )
         letters = [(edit.place, edit.after)] if isinstance(edit.after, Letter) else []
-    verdicts = [f"{place} {_verdict(asked.scene.at(place), seen.scene.at(place))}" for place in judged]
-    said["text_faithfulness"] = f"{describe_scene(seen.scene)} . {' ; '.join(verdicts)}"
+        others = [(place, source.at(place), seen.scene.at(place)) for place in PLACES if place != edit.place]
+        said["image_faithfulness"] = " ; ".join(
+            f"{place} source {describe(before)} seen {describe(now)} {'kept' if before == now else 'changed'}"
+            for place, before, now in others
+        )
+    compared = " ; ".join(_compared(place, asked.scene.at(place), seen.scene.at(place)) for place in judged)
+    said["text_faithfulness"] = f"{describe_scene(seen.scene)} ; {describe_quality(seen.quality)} . {compared}"
     said["physical_quality"] = describe_quality(seen.quality)
-    compared = [
-        f"{place} asked {thing} seen {describe(seen.scene.at(place))} {_verdict(thing, seen.scene.at(place))}"
-        for place, thing in letters
-    ]
-    said["text_rendering"] = " ; ".join(compared) or "no letter asked"
+    said["text_rendering"] = (
+        " ; ".join(_compared(place, thing, seen.scene.at(place)) for place, thing in letters) or "no letter asked"
+    )
     return said
 
 

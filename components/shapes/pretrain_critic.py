@@ -209,7 +209,7 @@ def plot_curve(log: Sequence[dict[str, float]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.7), constrained_layout=True)
     left.plot([entry["step"] for entry in log], [entry["loss"] for entry in log], color="tab:blue", linewidth=1)
     left.set(xlabel="step", ylabel="caption loss (nats per token)", yscale="log")
     for name, label in (
@@ -222,7 +222,7 @@ def plot_curve(log: Sequence[dict[str, float]], path: Path) -> None:
         points = [(entry["step"], entry[name]) for entry in log if name in entry]
         right.plot(*zip(*points, strict=True), marker=".", label=label)
     right.set(xlabel="step", ylabel="share right (generated)", ylim=(0, 1.02))
-    right.legend(loc="lower right")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
