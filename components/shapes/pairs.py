@@ -15,7 +15,7 @@ from ..generation.noise import seed_for
 from ..records import Preference, PromptRecord, write_jsonl
 from . import drawing, judge
 from .phrases import Asked
-from .scenes import PLACES, Edit, Letter, Scene, random_edit, random_scene, random_shape
+from .scenes import COLOURS, PLACES, SHAPES, Edit, Letter, Scene, Shape, random_edit, random_scene, random_shape
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def _random_item(rng: random.Random, edit_share: float) -> _Item:
 
 
 def flawed(scene: Scene, rng: random.Random, changes: int) -> Scene:
-    """A scene with some of its places changed: another colour or shape, something missing, added or another letter."""
+    """A scene with some of its places changed: another colour, shape or both, something missing, added or another letter."""
     for place in rng.sample(PLACES, changes):
         thing = scene.at(place)
         if thing is None:
@@ -46,7 +46,10 @@ def flawed(scene: Scene, rng: random.Random, changes: int) -> Scene:
         elif isinstance(thing, Letter):
             scene = scene.put(place, rng.choice([Letter(c) for c in "AHLT" if c != thing.char] + [None]))
         else:
-            scene = scene.put(place, rng.choice([random_shape(rng), random_shape(rng), None]))
+            colour = rng.choice([c for c in COLOURS if c != thing.colour])
+            kind = rng.choice([k for k in SHAPES if k != thing.kind])
+            wrong = (Shape(colour, thing.kind), Shape(thing.colour, kind), Shape(colour, kind), None)
+            scene = scene.put(place, rng.choice(wrong))
     return scene
 
 

@@ -73,7 +73,8 @@ class Asked:
 
 
 def _compared(place: str, asked: Thing, seen: Thing) -> str:
-    verdict = "extra" if asked is None and seen is not None else _VERDICT.get(judge.match(asked, seen), "wrong")
+    nothing_asked = "absent" if seen is None else "extra"
+    verdict = nothing_asked if asked is None else _VERDICT.get(judge.match(asked, seen), "wrong")
     return f"{place} asked {describe(asked)} seen {describe(seen)} {verdict}"
 
 
