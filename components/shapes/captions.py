@@ -238,46 +238,12 @@ def _reading_turn(seen: Sequence[Reading], rng: random.Random) -> tuple[str, str
     return f"{request} say the request {other}", scene.request(other)
 
 
-def _difference_turn(seen: Sequence[Reading], rng: random.Random) -> tuple[str, str]:
-    """An instruction to tell two pictures apart, place by place."""
-    first, second = sorted(rng.sample(range(len(seen)), 2))
-    parts = []
-    for place in PLACES:
-        before, after = seen[first].scene.at(place), seen[second].scene.at(place)
-        parts.append(f"{place} from {describe(before)} to {describe(after)} {_difference(before, after)}")
-    names = [rng.choice(_names(index, len(seen))) for index in (first, second)]
-    return f"what is changed from {names[0]} to {names[1]}", " ; ".join(parts)
-
-
-def _difference(before: Thing, after: Thing) -> str:
-    if before == after:
-        return "kept"
-    if isinstance(before, Shape) and isinstance(after, Shape):
-        if before.kind == after.kind:
-            return "colour"
-        if before.colour == after.colour:
-            return "shape"
-    return "changed"
-
-
 def _quoted(request: str) -> str:
     return f"<request>{request}</request>"
 
 
-def _any_turn(seen: Sequence[Reading], rng: random.Random, reading: float, differences: float) -> tuple[str, str]:
-    if rng.random() < reading:
-        return _reading_turn(seen, rng)
-    if differences > 0 and len(seen) > 1 and rng.random() < differences:
-        return _difference_turn(seen, rng)
-    return _turn(seen, rng)
-
-
 def caption_rows(
-    count: int,
-    rng: random.Random,
-    pictures: Sequence[int] = (1, 1, 1, 2, 3),
-    reading: float = 0.3,
-    differences: float = 0.0,
+    count: int, rng: random.Random, pictures: Sequence[int] = (1, 1, 1, 2, 3), reading: float = 0.3
 ) -> list[CaptionRow]:
     """Freshly drawn training rows.
 
@@ -286,7 +252,6 @@ def caption_rows(
         rng: Source of all randomness.
         pictures: Numbers of pictures per row to draw from.
         reading: Share of turns that ask to say a request in other words.
-        differences: Share of the other turns that ask to tell two pictures apart, in rows with more than one.
     """
     drawn: list[list[Image.Image]] = []
     for _ in range(count):
@@ -300,7 +265,10 @@ def caption_rows(
     rows = []
     for images in drawn:
         seen = [next(readings) for _ in images]
-        turns = [_any_turn(seen, rng, reading, differences) for _ in range(2 if rng.random() < 0.6 / len(seen) else 1)]
+        turns = [
+            _reading_turn(seen, rng) if rng.random() < reading else _turn(seen, rng)
+            for _ in range(2 if rng.random() < 0.6 / len(seen) else 1)
+        ]
         rows.append(CaptionRow(tuple(images), _labels(len(images), rng), tuple(turns)))
     return rows
 

@@ -30,7 +30,7 @@ from .scenes import (
     parse_request,
 )
 
-_VERDICT = {1.0: "done", 0.5: "half"}
+_DONE = {True: "done", False: "wrong"}
 BETWEEN = " | "
 
 
@@ -73,8 +73,13 @@ class Asked:
 
 
 def _compared(place: str, asked: Thing, seen: Thing) -> str:
-    nothing_asked = "absent" if seen is None else "extra"
-    verdict = nothing_asked if asked is None else _VERDICT.get(judge.match(asked, seen), "wrong")
+    """One place, asked and then seen, and a verdict: of two shapes apart for colour and kind, each one word next to the other."""
+    if isinstance(asked, Shape) and isinstance(seen, Shape):
+        colour, kind = (_DONE[getattr(asked, name) == getattr(seen, name)] for name in ("colour", "kind"))
+        return f"{place} colour {asked.colour} {seen.colour} {colour} shape {asked.kind} {seen.kind} {kind}"
+    verdict = _DONE[asked == seen]
+    if asked is None or seen is None:
+        verdict = {(True, True): "absent", (True, False): "extra", (False, True): "missing"}[asked is None, seen is None]
     return f"{place} asked {describe(asked)} seen {describe(seen)} {verdict}"
 
 
@@ -87,10 +92,8 @@ def justifications(asked: Asked, seen: Reading) -> dict[str, str]:
         edit, source = asked.edit, asked.source
         judged = [edit.place]
         letters = [(edit.place, edit.after)] if isinstance(edit.after, Letter) else []
-        others = [(place, source.at(place), seen.scene.at(place)) for place in PLACES if place != edit.place]
         said["image_faithfulness"] = " ; ".join(
-            f"{place} source {describe(before)} seen {describe(now)} {'kept' if before == now else 'changed'}"
-            for place, before, now in others
+            _compared(place, source.at(place), seen.scene.at(place)) for place in PLACES if place != edit.place
         )
     compared = " ; ".join(_compared(place, asked.scene.at(place), seen.scene.at(place)) for place in judged)
     said["text_faithfulness"] = f"{describe_scene(seen.scene)} ; {describe_quality(seen.quality)} . {compared}"
@@ -103,6 +106,9 @@ def justifications(asked: Asked, seen: Reading) -> dict[str, str]:
 
 _THING = rf"nothing|(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|letter [{''.join(LETTERS)}]"
 _CLAIM = re.compile(rf"({'|'.join(PLACES)}) ({_THING})")
+_ASKED = re.compile(
+    rf"({'|'.join(PLACES)}) (?:asked ({_THING}) seen|colour ({'|'.join(COLOURS)}) \w+ \w+ shape ({'|'.join(SHAPES)}) )"
+)
 _QUALITY_CLAIM = re.compile(r"(?<![a-z] )(" + "|".join(sorted(QUALITY, key=len, reverse=True)) + r")(?=$|\s)", re.MULTILINE)
 
 
@@ -113,13 +119,25 @@ def read_claims(text: str) -> Reading | None:
         return None
     scene = Scene((None, None, None, None))
     for place, words in found:
-        if words != "nothing":
-            first, second = words.split()
-            scene = scene.put(place, Letter(second) if first == "letter" else Shape(first, second))
+        scene = scene.put(place, _thing(words))
     quality = _QUALITY_CLAIM.search(text)
     step = QUALITY.index(quality[1]) if quality else len(QUALITY) - 1
     rmse = judge.CLEAN_RMSE + (6 - step) / 6 * (judge.SEVERE_RMSE - judge.CLEAN_RMSE)
     return Reading(scene, rmse)
+
+
+def read_asked(text: str) -> Scene | None:
+    """What the comparisons of a justification name as asked for; ``None`` if there are none."""
+    found = _ASKED.findall(text)
+    scene = Scene((None, None, None, None))
+    for place, words, colour, kind in found:
+        scene = scene.put(place, Shape(colour, kind) if colour else _thing(words))
+    return scene if found else None
+
+
+def _thing(words: str) -> Thing:
+    first, _, second = words.partition(" ")
+    return None if first == "nothing" else Letter(second) if first == "letter" else Shape(first, second)
 
 
 def _score(key: str, value: float | None) -> Score:

@@ -3,10 +3,9 @@
 ``python -m rationalrewards.components.shapes.pretrain_critic --out FOLDER``
 
 Rows are drawn afresh for every step (variety is what teaches shape: ``lightning.md`` 6); the loss is on the assistant's
-words only. The first quarter of the steps shows one picture per row, which is cheap; then one to three. A short second
-stage also asks what is different between two pictures. In each stage the learning rate warms up, stays, and falls
-linearly over the last part, so that the folders saved on the way are usable too. A save writes a whole folder next to the
-target and renames its files in.
+words only. The first quarter of the steps shows one picture per row, which is cheap; then one to three. The learning
+rate warms up, stays, and falls linearly over the last part, so that the folders saved on the way are usable too. A save
+writes a whole folder next to the target and renames its files in.
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ def _length(row: CaptionRow) -> int:
 
 
 def batches(
-    batch: int, rng: random.Random, pictures_per_row: Sequence[int], processor: Qwen3VLProcessor, differences: float = 0.0
+    batch: int, rng: random.Random, pictures_per_row: Sequence[int], processor: Qwen3VLProcessor
 ) -> Iterator[dict[str, torch.Tensor]]:
     """An endless stream of freshly drawn batches of ``caption_rows``."""
     while True:
-        rows = sorted(caption_rows(BUCKET * batch, rng, pictures_per_row, differences=differences), key=_length)
+        rows = sorted(caption_rows(BUCKET * batch, rng, pictures_per_row), key=_length)
         groups = [rows[start : start + batch] for start in range(0, len(rows), batch)]
         rng.shuffle(groups)
         for group in groups:
@@ -252,24 +251,37 @@ def _glance(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor,
 # ---------------------------------------------------------------------------------- training
 
 
-def _train(
-    model: Qwen3VLForConditionalGeneration,
-    processor: Qwen3VLProcessor,
-    rows: Iterator[dict[str, torch.Tensor]],
-    steps: int,
-    peak: float,
+def pretrain(
     out: Path,
-    log: list[dict[str, float]],
-    save_minutes: float,
-    glance_every: int,
-) -> None:
-    """One schedule of the learning rate with an optimiser of its own; appends to ``log`` and saves to ``out``."""
+    steps: int,
+    seed: int,
+    batch: int,
+    peak: float,
+    save_minutes: float = 4.0,
+    glance_every: int = 500,
+) -> list[dict[str, float]]:
+    """Train and write the folder; returns the log (one entry per 25 steps).
+
+    Args:
+        out: The folder to write; it is replaced file by file every ``save_minutes`` and at the end.
+        steps: Optimiser steps; a quarter of them with one picture per row.
+        seed: Seed of the weights and of the drawn rows.
+        batch: Rows per step.
+        peak: Highest learning rate.
+        save_minutes: Minutes between saves on the way.
+        glance_every: Steps between the small measurements of the curve.
+    """
+    log: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as fresh:
+        model, processor = load_critic(build_tiny_vlm(fresh, seed=seed))
+    rng = random.Random(seed)
+    alone = BUCKET * math.ceil(0.25 * steps / BUCKET)
+    rows = chain(islice(batches(batch, rng, (1,), processor), alone), batches(batch, rng, (1, 1, 1, 2, 3), processor))
     model.train()
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
-    before = log[-1] if log else {"step": 0, "seconds": 0.0}
     recent: list[tuple[float, float]] = []
     started = saved = time.monotonic()
     for step, inputs in zip(range(1, steps + 1), rows, strict=False):
@@ -284,8 +296,7 @@ def _train(
         if step % 25 == 0 or step == steps:
             mean = np.mean(recent, axis=0)
             recent = []
-            seconds = before["seconds"] + time.monotonic() - started
-            entry = {"step": before["step"] + step, "loss": float(mean[0]), "tokens": float(mean[1]), "seconds": seconds}
+            entry = {"step": step, "loss": float(mean[0]), "tokens": float(mean[1]), "seconds": time.monotonic() - started}
             if step % glance_every == 0 or step == steps:
                 entry |= _glance(model, processor)
             log.append({name: round(value, 4) for name, value in entry.items()})
@@ -293,46 +304,6 @@ def _train(
         if time.monotonic() - saved > 60 * save_minutes or step == steps:
             save(model, processor, out, log)
             saved = time.monotonic()
-
-
-def pretrain(
-    out: Path,
-    steps: int,
-    differences: int,
-    seed: int,
-    batch: int,
-    peak: float,
-    start: Path | None = None,
-    save_minutes: float = 4.0,
-    glance_every: int = 500,
-) -> list[dict[str, float]]:
-    """Train and write the folder; returns the log (one entry per 25 steps).
-
-    Args:
-        out: The folder to write; it is replaced file by file every ``save_minutes`` and after each stage.
-        steps: Optimiser steps of the first stage, from random weights; a quarter of them with one picture per row.
-        differences: Optimiser steps of the second stage, where telling pictures apart is a further kind of turn. Words that are
-            equal or not are what a large model has long known, and captions of single pictures never ask for.
-        seed: Seed of the weights and of the drawn rows.
-        batch: Rows per step.
-        peak: Highest learning rate.
-        start: A folder that the first stage wrote: do only the second, with the same result.
-        save_minutes: Minutes between saves on the way.
-        glance_every: Steps between the small measurements of the curve.
-    """
-    log: list[dict[str, float]] = []
-    if start is None:
-        with tempfile.TemporaryDirectory() as fresh:
-            model, processor = load_critic(build_tiny_vlm(fresh, seed=seed))
-        rng = random.Random(seed)
-        alone = BUCKET * math.ceil(0.25 * steps / BUCKET)
-        captions = chain(islice(batches(batch, rng, (1,), processor), alone), batches(batch, rng, (1, 1, 1, 2, 3), processor))
-        _train(model, processor, captions, steps, peak, out, log, save_minutes, glance_every)
-    else:
-        model, processor = load_critic(start)
-        log = [json.loads(line) for line in (start / "pretraining.jsonl").read_text().splitlines()]
-    rows = batches(batch, random.Random(seed + 1), (1, 2, 2, 3), processor, differences=0.6)
-    _train(model, processor, rows, differences, 0.6 * peak, out, log, save_minutes, glance_every)
     return log
 
 
@@ -340,9 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Pretrain the embedded base VLM on captions of freshly drawn pictures.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write (a transformers folder)")
-    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps of the first stage")
-    parser.add_argument("--differences", type=int, default=600, help="optimizer steps of the second stage")
-    parser.add_argument("--start", type=Path, help="folder written by the first stage: do only the second")
+    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps")
     parser.add_argument("--batch", type=int, default=32, help="rows per step")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -351,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--curve", type=Path, help="PNG to draw the training curve to (needs matplotlib)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    log = pretrain(options.out, options.steps, options.differences, options.seed, options.batch, options.lr, start=options.start)
+    log = pretrain(options.out, options.steps, options.seed, options.batch, options.lr)
     if options.curve is not None:
         plot_curve(log, options.curve)
     model, processor = load_critic(options.out)

@@ -22,7 +22,7 @@ from ..records import AspectComparison, NotApplicable, PairCritique, Task
 from . import judge, phrases
 from .judge import Reading
 from .phrases import Asked
-from .scenes import COLOURS, PLACES, SHAPES, Shape
+from .scenes import COLOURS, PLACES, SHAPES, Letter, Shape
 
 _TIE = 0.02
 """Rewards (0...1) closer than this are a tie to the teacher."""
@@ -176,16 +176,13 @@ class ShapesTeacher(ChatModel):
         return "Tie" if verdict == "tie" else f"{verdict} is preferred"
 
     def _source_from(self, comment: str, prompt: str) -> Any:
-        """The source scene as the comment tells it, for a check without pictures."""
-        found = re.findall(rf"({'|'.join(PLACES)}) source ({phrases._THING})", comment)
-        if not found:
-            return None
-        retold = " ; ".join(f"{place} {words}" for place, words in found)
-        reading = phrases.read_claims(retold)
-        scene = reading.scene if reading else None
-        edited = re.search(rf"the (\w+|letter [A-Z]) at the ({'|'.join(PLACES)})", prompt)
-        if scene is not None and edited and edited[1] in SHAPES and not prompt.startswith("add"):
-            scene = scene.put(edited[2], Shape("red", edited[1]))  # the colour of what is edited cannot be known from words
+        """The source scene as the comment tells it, for a check without pictures: what was asked to be there, less the edit."""
+        scene = phrases.read_asked(comment) if "Image Faithfulness" in comment else None  # else it is no edit
+        edited = re.search(rf"^(?:turn|remove) the (?:({'|'.join(SHAPES)})|letter ([A-Z])) at the ({'|'.join(PLACES)})", prompt)
+        if scene is not None and edited:
+            asked = scene.at(edited[3])
+            colour = asked.colour if isinstance(asked, Shape) else "red"  # of what was removed words do not tell it
+            scene = scene.put(edited[3], Shape(colour, edited[1]) if edited[1] else Letter(edited[2]))
         return scene
 
     def _claims(self, comment: str) -> tuple[Reading, Reading] | None:

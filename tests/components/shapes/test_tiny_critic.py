@@ -236,7 +236,7 @@ def test_whole_picture_captions_follow_the_judge() -> None:
 
 
 def test_no_row_compares_a_request_with_a_picture() -> None:
-    rows = caption_rows(300, random.Random(4), differences=0.5)
+    rows = caption_rows(300, random.Random(4))
     words = {word for row in rows for _, answer in row.turns for word in answer.split()}
     judging = {"asked", "wrong", "score", "Score", "winner", "better", "worse", "missing", "done", "not", "yes", "no"}
     assert not words & judging
@@ -266,25 +266,6 @@ def test_a_request_is_said_again_place_by_place() -> None:
         assert parse_caption(told) == ({place: describe(scene.at(place)) for place in PLACES}, "")
 
 
-def test_differences_are_told_place_by_place() -> None:
-    rows = caption_rows(150, random.Random(8), pictures=(2,), reading=0.0, differences=1.0)
-    counted: dict[str, int] = {}
-    for row in rows:
-        first, second = (reading.scene for reading in read(row.images))
-        for asked, told in row.turns:
-            assert asked.startswith("what is changed from ")
-            for place, part in zip(PLACES, told.split(" ; "), strict=True):
-                before, after = first.at(place), second.at(place)
-                words = part.removeprefix(f"{place} from {describe(before)} to {describe(after)} ")
-                counted[words] = counted.get(words, 0) + 1
-                assert (words == "kept") == (before == after)
-                if words in ("colour", "shape"):
-                    same, other = ("kind", "colour") if words == "colour" else ("colour", "kind")
-                    assert getattr(before, same) == getattr(after, same)
-                    assert getattr(before, other) != getattr(after, other)
-    assert set(counted) == {"kept", "colour", "shape", "changed"}
-
-
 # ---------------------------------------------------------------------------------- training
 
 
@@ -296,7 +277,7 @@ def test_learning_rate_warms_up_stays_and_falls() -> None:
 
 @pytest.mark.slow
 def test_a_short_pretraining_learns_and_leaves_a_folder_that_loads(tmp_path: Path) -> None:
-    log = pretrain_critic.pretrain(tmp_path / "critic", steps=60, differences=15, seed=0, batch=8, peak=2e-3, glance_every=1000)
+    log = pretrain_critic.pretrain(tmp_path / "critic", steps=75, seed=0, batch=8, peak=2e-3, glance_every=1000)
     # 75 steps learn at least the form of a caption; untrained, the loss is ln(vocabulary) = 6.5
     assert log[0]["loss"] > log[-1]["loss"] and log[-1]["loss"] < 3.0
     model, processor = load_critic(tmp_path / "critic")
