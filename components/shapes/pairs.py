@@ -95,7 +95,7 @@ def write_preferences(
         edit_share: Share of pairs that are edits.
         label_noise: Scale of the human-like label noise in units of true reward (0...1); 0 for true labels.
         tie: Differences of true reward below this are ties.
-        steps: Step counts that the generator's pictures are sampled with.
+        steps: Step counts that the generator's pictures are sampled with; one for both of a pair.
 
     Returns:
         Path of ``preferences.jsonl``.
@@ -108,9 +108,9 @@ def write_preferences(
     pictures: dict[tuple[int, int], Image.Image] = {}
     wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for index, item in enumerate(items):
+        call = (rng.choice(list(steps)), index if item.edit else -1)  # a call takes one source, and one number of steps
         for side in (0, 1):
             if generator is not None and rng.random() < generated_share:
-                call = (rng.choice(list(steps)), index if item.edit else -1)
                 wanted.setdefault(call, []).append((index, side))
             else:
                 pictures[index, side] = drawn_candidate(item.asked.scene, item.source, rng)

@@ -1,13 +1,15 @@
 """Critiques of the shapes world in words: written from what was seen, and read back into it.
 
-A critique first says what the picture should show (its analysis of the request), then what it shows, then compares the two place
-by place, and only then scores: a critic that only names what it sees gives rewards without resolution (measured; see
-``docs/architecture.md``), and one that has to read, look and compare in one breath takes the request for the picture.
+A critique first says what the picture should show (its analysis of the request), then what it shows, then compares the two place by
+place, counting the half points that are lost, and only then scores: a critic that only names what it sees gives rewards without
+resolution (measured; see ``docs/architecture.md``), and one that has to read, look and compare in one breath takes the request for
+the picture.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ..records import AspectComparison, AspectCritique, Critique, NotApplicable, PairCritique, Score
 from . import judge
@@ -83,24 +85,39 @@ def _compared(place: str, asked: Thing, seen: Thing) -> str:
     return f"{place} asked {describe(asked)} seen {describe(seen)} {verdict}"
 
 
+def _tallied(clauses: Sequence[tuple[str, float]], things: int) -> str:
+    """Comparisons, each with the half points lost so far, and at the end of how many things."""
+    lost, parts = 0, []
+    for clause, halves in clauses:
+        lost += round(halves)
+        parts.append(f"{clause} {lost}")
+    return f"{' ; '.join(parts)} of {things}"
+
+
 def justifications(asked: Asked, seen: Reading) -> dict[str, str]:
     """What to say about each aspect of a picture."""
-    letters = [(place, thing) for place, thing in asked.scene.occupied() if isinstance(thing, Letter)]
-    judged = [place for place in PLACES if not isinstance(asked.scene.at(place), Letter)]
+    wanted, shown = asked.scene, seen.scene
+    letters = [(place, thing) for place, thing in wanted.occupied() if isinstance(thing, Letter)]
     said: dict[str, str] = {}
     if asked.edit is not None and asked.source is not None:
         edit, source = asked.edit, asked.source
-        judged = [edit.place]
         letters = [(edit.place, edit.after)] if isinstance(edit.after, Letter) else []
-        said["image_faithfulness"] = " ; ".join(
-            _compared(place, source.at(place), seen.scene.at(place)) for place in PLACES if place != edit.place
+        faith = judge.score_edit(edit, source, seen)["text_faithfulness"]
+        compared = _tallied([(_compared(edit.place, edit.after, shown.at(edit.place)), (4 - (faith or 4)) / 1.5)], 1)
+        others = [(place, source.at(place), shown.at(place)) for place in PLACES if place != edit.place]
+        said["image_faithfulness"] = _tallied(
+            [(_compared(place, before, now), 2 - 2 * judge.match(before, now)) for place, before, now in others], len(others)
         )
-    compared = " ; ".join(_compared(place, asked.scene.at(place), seen.scene.at(place)) for place in judged)
-    said["text_faithfulness"] = f"{describe_scene(seen.scene)} ; {describe_quality(seen.quality)} . {compared}"
+    else:
+        clauses = []
+        for place in PLACES:
+            thing, now = wanted.at(place), shown.at(place)
+            halves = 0.0 if isinstance(thing, Letter) else 2 - 2 * judge.match(thing, now) if thing else float(now is not None)
+            clauses.append((_compared(place, thing, now), halves))
+        compared = _tallied(clauses, len(wanted.occupied()) - len(letters))
+    said["text_faithfulness"] = f"{describe_scene(shown)} ; {describe_quality(seen.quality)} . {compared}"
     said["physical_quality"] = describe_quality(seen.quality)
-    said["text_rendering"] = (
-        " ; ".join(_compared(place, thing, seen.scene.at(place)) for place, thing in letters) or "no letter asked"
-    )
+    said["text_rendering"] = " ; ".join(_compared(place, thing, shown.at(place)) for place, thing in letters) or "no letter asked"
     return said
 
 

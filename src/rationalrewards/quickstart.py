@@ -40,8 +40,8 @@ class Sizes:
     rl_prompts: int = 512
     eval_prompts: int = 96
     eval_copies: int = 4
-    distill_steps: int = 450
-    rl_updates: int = 40
+    distill_steps: int = 700
+    rl_updates: int = 20
     images_per_prompt: int = 4
     untrained_pairs: int = 60
 
@@ -316,7 +316,7 @@ class Quickstart:
         from rationalrewards.components.rewards import CritiqueReward
 
         chat = TransformersChat(str(self.out / "distill" / "critic"), batch_size=96)
-        reward = CritiqueReward(chat, rubric="shapes", max_tokens=256)
+        reward = CritiqueReward(chat, rubric="shapes", max_tokens=320)
         reward.load()
         return reward
 
