@@ -349,25 +349,25 @@ def refused(build: Build, capsys: pytest.CaptureFixture[str], *arguments: str | 
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right", "key"),
+    ("wrong", "right"),
     [
-        ("freeze_visoin: false", "freeze_vision: false", "freeze_visoin"),
-        ("batchsize: 32", "batch_size: 32", "batchsize"),
-        ("max_step: 450", "max_steps: 450", "max_step"),
-        ("outputdir: ", "output_dir: ", "outputdir"),
-        ("weightdecay: 0.01", "weight_decay: 0.01", "weightdecay"),
-        ("seed_everythin: 42", "seed_everything: 42", "seed_everythin"),
+        ("freeze_visoin", "freeze_vision"),
+        ("batchsize", "batch_size"),
+        ("max_step", "max_steps"),
+        ("outputdir", "output_dir"),
+        ("weightdecay", "weight_decay"),
+        ("seed_everythin", "seed_everything"),
     ],
 )
 def test_an_unknown_key_is_named(
-    wrong: str, right: str, key: str, build: Build, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    wrong: str, right: str, build: Build, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     text = (CONFIGS / "distill" / "shapes.yaml").read_text(encoding="utf-8")
-    assert text.count(right) >= 1
+    assert f"{right}: " in text
     # max_steps is interpolated elsewhere in the file; an unresolved name there would be the error instead
-    text = text.replace("${trainer.max_steps}", "450").replace(right, wrong, 1)
+    text = text.replace("${trainer.max_steps}", "450").replace(f"{right}: ", f"{wrong}: ", 1)
     (tmp_path / "typo.yaml").write_text(text, encoding="utf-8")
-    assert re.search(rf"\b{key}\b", refused(build, capsys, "fit", "-c", tmp_path / "typo.yaml"))
+    assert re.search(rf"\b{wrong}\b", refused(build, capsys, "fit", "-c", tmp_path / "typo.yaml"))
 
 
 def test_an_unknown_key_deep_in_a_recipe_is_named(build: Build, capsys: pytest.CaptureFixture[str]) -> None:

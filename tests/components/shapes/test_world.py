@@ -206,6 +206,30 @@ def test_a_critique_scores_what_the_truth_scores_and_survives_being_written() ->
         assert Asked(critique.refined_request, asked.source).scene == asked.scene  # the rewrite asks for the same
 
 
+def test_the_tally_of_a_justification_gives_its_score() -> None:
+    lost: set[int] = set()
+    for asked, seen, _ in _cases(200):
+        said, scores = phrases.justifications(asked, seen), asked.scores(seen)
+        for key in ("text_faithfulness", "image_faithfulness"):
+            if key in said:
+                halves, things = map(int, said[key].split(" . ")[-1].rsplit(" ; ", 1)[-1].split()[-3::2])
+                lost.add(halves)
+                # a thing is worth two halves, and all of them together 3 points
+                assert scores[key] == pytest.approx(max(1.0, 4.0 - 1.5 * halves / things))
+    assert {0, 1, 2} <= lost
+
+
+def test_comparisons_say_what_was_asked() -> None:
+    for asked, seen, task in _cases(100):
+        read = phrases.read_asked(phrases.justifications(asked, seen)["text_faithfulness"])
+        assert read is not None
+        if task == "t2i":
+            assert read == asked.scene
+        else:
+            assert asked.edit is not None and read.at(asked.edit.place) == asked.edit.after
+    assert phrases.read_asked("both well") is None
+
+
 def test_what_a_comparison_claims_can_be_read_back() -> None:
     rng = random.Random(8)
     for scene in _scenes(60, 10):
