@@ -40,7 +40,7 @@ class Sizes:
     rl_prompts: int = 512
     eval_prompts: int = 96
     eval_copies: int = 4
-    distill_steps: int = 700
+    distill_steps: int = 900
     rl_updates: int = 20
     images_per_prompt: int = 4
     untrained_pairs: int = 60
