@@ -30,6 +30,7 @@ from .scenes import (
     describe_scene,
     parse_edit,
     parse_request,
+    parse_thing,
 )
 
 _DONE = {True: "done", False: "wrong"}
@@ -103,7 +104,8 @@ def justifications(asked: Asked, seen: Reading) -> dict[str, str]:
         edit, source = asked.edit, asked.source
         letters = [(edit.place, edit.after)] if isinstance(edit.after, Letter) else []
         faith = judge.score_edit(edit, source, seen)["text_faithfulness"]
-        compared = _tallied([(_compared(edit.place, edit.after, shown.at(edit.place)), (4 - (faith or 4)) / 1.5)], 1)
+        assert faith is not None  # it applies to every edit
+        compared = _tallied([(_compared(edit.place, edit.after, shown.at(edit.place)), (4 - faith) / 1.5)], 1)
         others = [(place, source.at(place), shown.at(place)) for place in PLACES if place != edit.place]
         said["image_faithfulness"] = _tallied(
             [(_compared(place, before, now), 2 - 2 * judge.match(before, now)) for place, before, now in others], len(others)
@@ -136,7 +138,7 @@ def read_claims(text: str) -> Reading | None:
         return None
     scene = Scene((None, None, None, None))
     for place, words in found:
-        scene = scene.put(place, _thing(words))
+        scene = scene.put(place, parse_thing(words))
     quality = _QUALITY_CLAIM.search(text)
     step = QUALITY.index(quality[1]) if quality else len(QUALITY) - 1
     rmse = judge.CLEAN_RMSE + (6 - step) / 6 * (judge.SEVERE_RMSE - judge.CLEAN_RMSE)
@@ -148,13 +150,8 @@ def read_asked(text: str) -> Scene | None:
     found = _ASKED.findall(text)
     scene = Scene((None, None, None, None))
     for place, words, colour, kind in found:
-        scene = scene.put(place, Shape(colour, kind) if colour else _thing(words))
+        scene = scene.put(place, Shape(colour, kind) if colour else parse_thing(words))
     return scene if found else None
-
-
-def _thing(words: str) -> Thing:
-    first, _, second = words.partition(" ")
-    return None if first == "nothing" else Letter(second) if first == "letter" else Shape(first, second)
 
 
 def _score(key: str, value: float | None) -> Score:

@@ -167,7 +167,10 @@ _PLACE = "|".join(PLACES)
 _THING = rf"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|letter [{''.join(LETTERS)}]"
 
 
-def _thing(text: str) -> Thing:
+def parse_thing(text: str) -> Thing:
+    """Read back what :func:`describe` says of one place."""
+    if text == "nothing":
+        return None
     first, second = text.split()
     return Letter(second) if first == "letter" else Shape(first, second)
 
@@ -185,7 +188,7 @@ def parse_request(text: str) -> Scene | None:
         return None
     scene = Scene((None, None, None, None))
     for thing, place in found:
-        scene = scene.put(place, _thing(thing))
+        scene = scene.put(place, parse_thing(thing))
     return scene
 
 
@@ -204,5 +207,5 @@ def parse_edit(text: str, source: Scene) -> Edit | None:
     elif verb == "remove" and before is not None:
         return Edit("remove", place, before, None)
     elif verb in ("add", "write") and re.fullmatch(_THING, named):
-        return Edit("add" if verb == "add" else "write", place, None, _thing(named))
+        return Edit("add" if verb == "add" else "write", place, None, parse_thing(named))
     return None

@@ -26,9 +26,11 @@ from rationalrewards.components.shapes.scenes import (
     Letter,
     Scene,
     Shape,
+    describe,
     describe_quality,
     parse_edit,
     parse_request,
+    parse_thing,
     random_edit,
     random_scene,
 )
@@ -217,6 +219,11 @@ def test_the_tally_of_a_justification_gives_its_score() -> None:
                 # a thing is worth two halves, and all of them together 3 points
                 assert scores[key] == pytest.approx(max(1.0, 4.0 - 1.5 * halves / things))
     assert {0, 1, 2} <= lost
+
+
+def test_what_is_said_of_a_place_reads_back() -> None:
+    for scene in _scenes(50, 12):
+        assert [parse_thing(describe(thing)) for thing in scene.things] == list(scene.things)
 
 
 def test_comparisons_say_what_was_asked() -> None:
