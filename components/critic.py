@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from .chat import ChatModel, ChatReply, ChatRequest, TransformersChat
+from .chat import ChatModel, ChatReply, ChatRequest
 from .critique.formats import REFINEMENT_HEADING, CritiqueFormat, check_fingerprint
 from .records import Critique, PairCritique, Task, Unscored
 
@@ -46,6 +46,8 @@ class Critic:
         temperature: Sampling temperature of the first ask.
         reasks: How often an answer that cannot be read is asked for again, with another seed and at ``reask_temperature``.
         reask_temperature: Temperature of the further asks (at 0 the same answer would come back).
+        constrained: Whether answers are forced into the form that can be read, where the backend can.
+        prose_tokens: Most tokens of each piece of prose of a constrained answer; ``None`` leaves them free.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Critic:
         temperature: float = 0.0,
         reasks: int = 1,
         reask_temperature: float = 0.7,
+        constrained: bool = False,
+        prose_tokens: int | None = None,
     ) -> None:
         self.chat = chat
         self.format = format or CritiqueFormat()
@@ -63,19 +67,25 @@ class Critic:
         self.temperature = temperature
         self.reasks = reasks
         self.reask_temperature = reask_temperature
+        self.constrained = constrained
+        self.prose_tokens = prose_tokens
 
     def load(self, device: Any = None) -> None:
         """Load the model, and refuse one that was trained on another format."""
-        if isinstance(self.chat, TransformersChat):
-            check_fingerprint(self.chat.path, self.format)
+        if self.chat.weights is not None:
+            check_fingerprint(self.chat.weights, self.format)
         self.chat.load(device)
 
-    def critique(self, requests: Sequence[CritiqueRequest], refinement: bool = True) -> list[Critique]:
+    def critique(
+        self, requests: Sequence[CritiqueRequest], refinement: bool = True, seed: int = 0, temperature: float | None = None
+    ) -> list[Critique]:
         """Judge pictures one by one.
 
         Args:
             requests: What to judge.
             refinement: Whether to let the critic go on to its refined request; without, generation stops before it.
+            seed: Seed of the sampling.
+            temperature: Sampling temperature of the first ask, instead of the critic's own.
 
         Returns:
             One critique per request, in order. A failed one has only unscored aspects, with the reason.
@@ -85,8 +95,10 @@ class Critic:
             ChatRequest(
                 self.format.pointwise_messages(r.task, r.prompt, r.sources, r.image),
                 self.max_tokens,
-                self.temperature,
-                stop=stop,
+                self.temperature if temperature is None else temperature,
+                seed,
+                stop,
+                self.format.pointwise_grammar(r.task, self.prose_tokens) if self.constrained else "",
             )
             for r in requests
         ]
@@ -102,7 +114,12 @@ class Critic:
     def compare(self, requests: Sequence[ComparisonRequest]) -> list[PairCritique]:
         """Compare pictures pair by pair, in the given order; see :meth:`critique`."""
         asks = [
-            ChatRequest(self.format.pairwise_messages(r.task, r.prompt, r.sources, r.images), self.max_tokens, self.temperature)
+            ChatRequest(
+                self.format.pairwise_messages(r.task, r.prompt, r.sources, r.images),
+                self.max_tokens,
+                self.temperature,
+                grammar=self.format.pairwise_grammar(r.task, self.prose_tokens) if self.constrained else "",
+            )
             for r in requests
         ]
 

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText
 
-from .base import RewardsModule
+from .base import LESS_AT_ONCE, RewardsModule
 
 Row = tuple[list[Message], str]
 
@@ -194,11 +194,11 @@ class RationaleDistillModule(RewardsModule):
         labels = encoded.pop("labels")
         # logits from the first answer on: over a large vocabulary those of requests and pictures would take most of the memory
         first = int((labels != -100).int().argmax(dim=1).min())
-        remedy = "lower the data module's batch_size and raise accumulate_grad_batches, set gradient_checkpointing, or lower max_pixels"
-        with explain_out_of_memory(f"{len(rows)} rows of up to {labels.shape[1]} tokens at once", remedy):
-            logits = self.student(**encoded, logits_to_keep=labels.shape[1] - first + 1).logits[:, :-1]
         targets = labels[:, first:]
-        return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100), int((targets != -100).sum())
+        with explain_out_of_memory(f"{len(rows)} rows of up to {labels.shape[1]} tokens at once", LESS_AT_ONCE):
+            logits = self.student(**encoded, logits_to_keep=labels.shape[1] - first + 1).logits[:, :-1]
+            loss = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+        return loss, int((targets != -100).sum())
 
     def training_step(self, batch: Sequence[Row], batch_idx: int) -> Tensor:
         """Mean cross-entropy over the batch's answer tokens."""

@@ -14,6 +14,7 @@ from PIL import Image
 from rationalrewards.components.critic import CritiqueRequest
 from rationalrewards.components.generation import FlowGenerator, Recording, policies
 from rationalrewards.components.generation.noise import generator_for, normal, seed_for
+from rationalrewards.components.memory import explain_out_of_memory
 from rationalrewards.components.objectives import kl_loss, nft_loss, old_policy_decay, optimality
 from rationalrewards.components.records import PromptRecord, open_pictures
 from rationalrewards.components.rewards import (
@@ -26,7 +27,7 @@ from rationalrewards.components.rewards import (
 from rationalrewards.datamodules.prompts import RolloutBatch
 from torch import Tensor
 
-from .base import RewardsModule
+from .base import LESS_AT_ONCE, RewardsModule
 
 log = logging.getLogger(__name__)
 
@@ -294,6 +295,10 @@ class RewardRLModule(RewardsModule):
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """DiffusionNFT on one micro-batch at one noise level per picture."""
+        with explain_out_of_memory(f"training on {len(batch.records)} pictures at once", LESS_AT_ONCE):
+            return self._nft_step(batch)
+
+    def _nft_step(self, batch: RolloutBatch) -> Tensor:
         entry, rollout = self._buffer[batch.index], self.last_rollout
         assert rollout is not None and self.denoiser is not None
         recording = entry.recording

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from rationalrewards.callbacks import (
@@ -31,6 +32,7 @@ from rationalrewards.components.shapes.truth import ShapesTruth
 from rationalrewards.datamodules import PreferenceDataModule, PromptDataModule, RationaleDataModule
 from rationalrewards.datamodules.readers import read_preferences, read_prompts
 from rationalrewards.lightning_modules import RationalizeModule, RewardEvaluationModule
+from rationalrewards.lightning_modules.base import RewardsModule
 from support import ROOT
 from tiny import QUIET, generator, trainer
 
@@ -332,6 +334,37 @@ def test_a_request_that_no_memory_holds_is_not_guessed_at() -> None:
         MemoryError, match="1 pictures of 16777216 x 16777216 pixels at once: more memory.*lower.*eval_batch_size"
     ):
         maker.sample(["a red circle top left"], [], [0])
+
+
+class _Overflow(torch.autograd.Function):
+    """Fails on the way back, as an allocator does."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        torch.empty(2**60)  # more than any machine has: the CPU allocator's own error
+        return gradients[0]
+
+
+class _Heavy(RewardsModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss: torch.Tensor = _Overflow.apply(self.weight).sum()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_memory_that_runs_out_in_the_backward_pass_is_explained() -> None:
+    with pytest.raises(MemoryError, match="the backward pass: more memory than there is.*lower the data module's batch_size"):
+        trainer(max_steps=1).fit(_Heavy(), torch.utils.data.DataLoader([0]))  # type: ignore[arg-type]
 
 
 def test_other_errors_are_left_alone() -> None:

@@ -20,6 +20,7 @@ class ChatRequest:
         temperature: 0 is greedy.
         seed: Seed of the sampling, where the backend has one.
         stop: The answer ends before the first of these strings.
+        grammar: The answer is forced into this grammar (llguidance's Lark dialect), where the backend can; "" leaves it free.
     """
 
     messages: Sequence[dict[str, Any]]
@@ -27,6 +28,7 @@ class ChatRequest:
     temperature: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    grammar: str = ""
 
     def images(self) -> list[Image.Image]:
         """All pictures of the conversation, in order."""
@@ -65,6 +67,16 @@ class ChatModel(ABC):
     @abstractmethod
     def identity(self) -> str:
         """Name of the model for provenance: weights or URL and model name; never a secret."""
+
+    @property
+    def fingerprint(self) -> str:
+        """All that an answer depends on besides the request, as far as this process can know it; by default the identity."""
+        return self.identity
+
+    @property
+    def weights(self) -> str | None:
+        """The folder or hub id that the weights were loaded from; ``None`` if they are elsewhere."""
+        return None
 
     @abstractmethod
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:

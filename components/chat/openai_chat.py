@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import os
 import random
 import threading
@@ -60,6 +61,10 @@ class OpenAIChat(ChatModel):
     @property
     def identity(self) -> str:
         return f"{self.model} at {self.base_url}"
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.identity} {json.dumps(self.extra_body, sort_keys=True)}"
 
     def load(self, device: Any = None) -> None:
         """Start the one event loop and client of this process."""

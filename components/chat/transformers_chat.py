@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from transformers import (
 from ..checkpoints import resolve
 from ..memory import explain_out_of_memory
 from .base import ChatModel, ChatReply, ChatRequest
+from .constraint import GrammarConstraint, constraint_tokenizer
 
 _CHECK_EVERY = 4  # tokens between looks for a stop string: looking decodes text, and the answer is cut at the string anyway
 
@@ -54,10 +57,22 @@ class TransformersChat(ChatModel):
         self.max_pixels = max_pixels
         self.model: Any = None
         self.processor: Any = None
+        self._constraint_tokenizer: Any = None
 
     @property
     def identity(self) -> str:
         return self.path + (f"+{self.adapter}" if self.adapter else "") + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def fingerprint(self) -> str:
+        folders = [Path(resolve(path)) for path in (self.path, self.adapter) if path]
+        files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()) if file.is_file()]
+        settings = f"{self.identity} {self.dtype} {self.max_pixels}"
+        return hashlib.sha256("\n".join([settings, *map(_sampled_digest, files)]).encode()).hexdigest()[:16]
+
+    @property
+    def weights(self) -> str | None:
+        return self.path
 
     def load(self, device: Any = None) -> None:
         """Load weights and processor, and move them to ``device`` (default: stay where they are, the CPU at first)."""
@@ -110,7 +125,15 @@ class TransformersChat(ChatModel):
         inputs = self.encode(batch).to(self.model.device)
         tokenizer = self.processor.tokenizer
         prompt_length = inputs["input_ids"].shape[1]
-        noise = [_RowNoise(first.temperature, [request.seed for request in batch])] if first.temperature > 0 else []
+        ends = {tokenizer.eos_token_id, *_as_set(self.model.generation_config.eos_token_id)}
+        processors: list[LogitsProcessor] = []
+        if first.grammar:
+            if self._constraint_tokenizer is None:
+                vocabulary = self.model.get_output_embeddings().weight.shape[0]
+                self._constraint_tokenizer = constraint_tokenizer(tokenizer, vocabulary, ends)
+            processors.append(GrammarConstraint(first.grammar, self._constraint_tokenizer, len(batch), prompt_length))
+        if first.temperature > 0:
+            processors.append(_RowNoise(first.temperature, [request.seed for request in batch]))
         stop = StoppingCriteriaList([_StopStrings(tokenizer, first.stop, prompt_length)] if first.stop else [])
         size = f"{len(batch)} requests of up to {prompt_length} tokens and {first.max_tokens} more at once"
         with explain_out_of_memory(size, "lower batch_size or max_pixels of the chat, or max_tokens"):
@@ -118,14 +141,13 @@ class TransformersChat(ChatModel):
                 **inputs,
                 max_new_tokens=first.max_tokens,
                 stopping_criteria=stop,
-                logits_processor=LogitsProcessorList(noise),
+                logits_processor=LogitsProcessorList(processors),
                 pad_token_id=tokenizer.pad_token_id,
                 do_sample=False,
                 temperature=None,
                 top_p=None,
                 top_k=None,
             )
-        ends = {tokenizer.eos_token_id, *_as_set(self.model.generation_config.eos_token_id)}
         prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
         image_token = getattr(self.processor, "image_token_id", None)
         image_tokens = (inputs["input_ids"] == image_token).sum(dim=1).tolist() if image_token is not None else [0] * len(batch)
@@ -154,6 +176,17 @@ class TransformersChat(ChatModel):
         ]
         images = [image for request in batch for image in request.images()]
         return self.processor(text=texts, images=images or None, padding=True, return_tensors="pt")
+
+
+def _sampled_digest(file: Path, samples: int = 64, block: int = 4096) -> str:
+    """A digest of a file's name, size and of blocks spread over it: weights are too large to be read whole at every start."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(f"{file.name} {size}".encode())
+    with file.open("rb") as stream:
+        for index in range(samples):
+            stream.seek(index * size // samples)
+            digest.update(stream.read(block))
+    return digest.hexdigest()
 
 
 def load_processor(path: str, max_pixels: int | None = None, revision: str | None = None) -> Any:
@@ -214,8 +247,8 @@ class _StopStrings(StoppingCriteria):
         return self.done
 
 
-def _settings(request: ChatRequest) -> tuple[int, float, tuple[str, ...]]:
-    return (request.max_tokens, request.temperature, request.stop)
+def _settings(request: ChatRequest) -> tuple[int, float, tuple[str, ...], str]:
+    return (request.max_tokens, request.temperature, request.stop, request.grammar)
 
 
 def _as_set(ids: int | Sequence[int] | None) -> set[int]:

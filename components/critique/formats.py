@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from ..records import TASKS, AspectComparison, Critique, PairCritique, Score, Task, Unscored
+from .grammar import pairwise_grammar, pointwise_grammar
 from .parsing import parse, parse_pair
 from .rubric import Rubric, load_rubric
 
@@ -117,6 +118,14 @@ class CritiqueFormat:
         pictures = [text_part("Image A:"), image_part(images[0]), text_part("Image B:"), image_part(images[1])]
         parts = [*self._sources(sources), *pictures, text_part(quote_request(prompt))]
         return [self._instructions(self.rules.pairwise, task, skeleton), {"role": "user", "content": parts}]
+
+    def pointwise_grammar(self, task: Task, prose_tokens: int | None = None) -> str:
+        """Grammar of the answer to :meth:`pointwise_messages`; see :mod:`.grammar`."""
+        return pointwise_grammar(self.rules, task, prose_tokens)
+
+    def pairwise_grammar(self, task: Task, prose_tokens: int | None = None) -> str:
+        """Grammar of the answer to :meth:`pairwise_messages`."""
+        return pairwise_grammar(self.rules, task, prose_tokens)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 

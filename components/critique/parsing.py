@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ..records import (
     SCORE_RANGE,
@@ -38,6 +39,7 @@ _FIELDS = {
     "refined request": "refined_request",
 }
 _CLOSING = ("summary", "refinement", "refinement_comments", "refined_request")
+_JUDGED = ("justification", "score", "score_a", "score_b", "winner")
 _TOP = ("analysis", "judgement", *_CLOSING)
 _FIELD_LINE = re.compile(
     r"^\s*(?P<hashes>#{0,4})\s*(?P<bold>\*\*)?\s*(?P<name>"
@@ -48,15 +50,25 @@ _FIELD_LINE = re.compile(
 )
 _SCORE = re.compile(r"^[\s*`_]*(?P<number>[+-]?\d+(?:\.\d+)?)[\s*`_]*(?:/\s*4(?:\.0+)?)?[\s*`_.]*$")
 _NOT_APPLICABLE = re.compile(r"^[\s*`_]*n\s*/?\s*a[\s*`_.]*$", re.IGNORECASE)
+_STRANGE_TITLE = re.compile(r"^\s*#{0,4}\s*\**\s*\d+\s*[.):]\s*\**\s*[^\W\d][^:.]{2,50}\**\s*:?\s*\**\s*$")
 _THINK = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 
 
 @dataclass
+class _Block:
+    """A heading of an aspect, as written, and the text under it (its own line's first)."""
+
+    name: str
+    heading: str
+    lines: list[str]
+
+
+@dataclass
 class _Sections:
-    """The text under each field heading; aspect fields are kept per aspect."""
+    """The text under each heading: once for the whole answer, and for every aspect whatever headings it has."""
 
     top: dict[str, list[str]] = field(default_factory=dict)
-    aspects: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    aspects: dict[str, list[_Block]] = field(default_factory=dict)
 
 
 def parse(text: str, task: Task, rubric: Rubric | None = None) -> Critique:
@@ -74,7 +86,7 @@ def parse(text: str, task: Task, rubric: Rubric | None = None) -> Critique:
     sections = _split(text, aspects)
     judged = {}
     for aspect in aspects:
-        fields = sections.aspects.get(aspect.key)
+        fields = _fields(sections.aspects.get(aspect.key, ()))
         judged[aspect.key] = AspectCritique(_text(fields, "justification"), _score(fields, "score", aspect))
     return Critique(
         judged,
@@ -92,7 +104,7 @@ def parse_pair(text: str, task: Task, rubric: Rubric | None = None) -> PairCriti
     sections = _split(text, aspects)
     judged = {}
     for aspect in aspects:
-        fields = sections.aspects.get(aspect.key)
+        fields = _fields(sections.aspects.get(aspect.key, ()))
         judged[aspect.key] = AspectComparison(
             _text(fields, "justification"),
             _score(fields, "score_a", aspect),
@@ -104,30 +116,27 @@ def parse_pair(text: str, task: Task, rubric: Rubric | None = None) -> PairCriti
 
 def _split(text: str, aspects: Sequence[Aspect]) -> _Sections:
     sections = _Sections()
-    text = _THINK.sub("", text)
-    titles = {aspect.title.lower(): aspect.key for aspect in aspects}
-    title_line = re.compile(
-        r"^\s*#{0,4}\s*\**\s*(?:\d+\s*[.):]\s*)?\**\s*(?P<title>" + "|".join(map(re.escape, titles)) + r")\s*\**\s*:?\s*\**\s*$",
-        re.IGNORECASE,
-    )
-    lines = text.splitlines()
+    lines = _THINK.sub("", text).splitlines()
+    if re.search(r"\d\.\Z", text) and _field(lines[-1])[0] in _JUDGED:
+        lines[-1] += "\u2026"  # cut off inside a number, and nobody knows which
     first_body = _body_start([_field(line)[0] for line in lines])
+    titles = _titles(lines, aspects)
     current: list[str] | None = None
-    aspect: dict[str, list[str]] | None = None
+    aspect: list[_Block] | None = None
     after_aspects = False
     for index, line in enumerate(lines):
-        heading = title_line.match(line)
         name, rest = _field(line)
-        if heading and index >= first_body and not after_aspects:
-            aspect = sections.aspects.setdefault(titles[heading["title"].lower()], {})
+        if index in titles and index >= first_body and not after_aspects:
+            key = titles[index]
+            aspect = sections.aspects.setdefault(key, []) if key else None
             current = None
             continue
         if index < first_body and name != "analysis":
             name = ""  # headings quoted while the request is analysed are not the judgement
-        if name in ("justification", "score", "score_a", "score_b", "winner"):
-            if aspect is not None and not after_aspects and name not in aspect:
-                current = aspect.setdefault(name, [])
-                current.append(rest)
+        if name in _JUDGED:
+            if aspect is not None and not after_aspects:
+                current = [rest]
+                aspect.append(_Block(name, line, current))
                 continue
         elif name in _TOP and name not in sections.top:
             after_aspects = after_aspects or name in _CLOSING
@@ -137,6 +146,75 @@ def _split(text: str, aspects: Sequence[Aspect]) -> _Sections:
         if current is not None:
             current.append(line)
     return sections
+
+
+def _titles(lines: Sequence[str], aspects: Sequence[Aspect]) -> dict[int, str]:
+    """The lines that open an aspect, and which ("" for one that nobody asked for, so that its score is not taken for another's).
+
+    In an answer that numbers every aspect, a bare title is running text.
+    """
+    keys = {aspect.title.lower(): aspect.key for aspect in aspects}
+    pattern = re.compile(
+        r"^\s*#{0,4}\s*\**\s*(?P<number>\d+\s*[.):]\s*)?\**\s*(?P<title>"
+        + "|".join(map(re.escape, sorted(keys, key=len, reverse=True)))
+        + r")\s*\**\s*:?\s*\**\s*$",
+        re.IGNORECASE,
+    )
+    found = [(index, match) for index, line in enumerate(lines) if (match := pattern.match(line))]
+    known = {index: keys[match["title"].lower()] for index, match in found}
+    numbered = {index: keys[match["title"].lower()] for index, match in found if match["number"]}
+    titles = numbered if set(numbered.values()) == set(keys.values()) else known
+    filled = [index for index, line in enumerate(lines) if line.strip()]
+    # before any other heading it would be the last point of a list in a justification
+    opening = next((name for line in lines if (name := _field(line)[0]) in _JUDGED), "justification")
+    strange = {
+        index: ""
+        for index, following in pairwise(filled)
+        if index not in known and _STRANGE_TITLE.match(lines[index]) and _field(lines[following])[0] == opening
+    }
+    return titles | strange
+
+
+def _fields(blocks: Sequence[_Block]) -> dict[str, list[str]]:
+    """The fields of one aspect. Of several headings of a name one was meant; the others are quoted, and so are text of the field before.
+
+    After the justification the last readable score was meant: what the justification quotes stands before it. Before the
+    justification it is the first. Where two different scores follow each other with nothing between, neither is believed.
+    """
+    said = next((index for index, block in enumerate(blocks) if block.name == "justification"), len(blocks))
+    meant: dict[str, int] = {}
+    for index, block in enumerate(blocks):
+        earlier = meant.get(block.name)
+        if earlier is None or (earlier > said and _readable(block)):
+            meant[block.name] = index
+    fields: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for index, block in enumerate(blocks):
+        if meant[block.name] == index:
+            current = fields[block.name] = list(block.lines)
+            for other in (*blocks[max(0, index - 1) : index], *blocks[index + 1 : index + 2]):
+                if _contradict(block, other):
+                    current[0] = f"{_written(block)} and {_written(other)}"
+        elif current is not None:
+            current += [block.heading, *block.lines[1:]]
+    return fields
+
+
+def _written(block: _Block) -> str:
+    """What stands after a heading: the first line with words."""
+    return next((line.strip() for line in block.lines if line.strip()), "")
+
+
+def _contradict(block: _Block, neighbour: _Block) -> bool:
+    """Whether two neighbouring headings of one name hold two verdicts, with no other word between or around them."""
+    bare = all(sum(bool(line.strip()) for line in one.lines) == 1 and _readable(one) for one in (block, neighbour))
+    return block.name == neighbour.name and bare and _written(block) != _written(neighbour)
+
+
+def _readable(block: _Block) -> bool:
+    if block.name == "winner":
+        return not isinstance(_verdict(_written(block)), Unscored)
+    return bool(_SCORE.match(_written(block)) or _NOT_APPLICABLE.match(_written(block)))
 
 
 def _body_start(names: Sequence[str]) -> int:
@@ -165,11 +243,11 @@ def _field(line: str) -> tuple[str, str]:
     return _FIELDS[match["name"].lower()], match["rest"]
 
 
-def _text(fields: dict[str, list[str]] | None, name: str) -> str:
-    return "\n".join((fields or {}).get(name, [])).strip()
+def _text(fields: dict[str, list[str]], name: str) -> str:
+    return "\n".join(fields.get(name, [])).strip()
 
 
-def _score(fields: dict[str, list[str]] | None, name: str, aspect: Aspect) -> Score:
+def _score(fields: dict[str, list[str]], name: str, aspect: Aspect) -> Score:
     if not fields:
         return Unscored(f"{aspect.title} is missing")
     if name not in fields:
@@ -187,8 +265,12 @@ def _score(fields: dict[str, list[str]] | None, name: str, aspect: Aspect) -> Sc
     return value
 
 
-def _winner(fields: dict[str, list[str]] | None) -> Verdict | NotApplicable | Unscored:
-    written = _text(fields, "winner").strip(" *`_.").lower()
+def _winner(fields: dict[str, list[str]]) -> Verdict | NotApplicable | Unscored:
+    return _verdict(next((line for line in fields.get("winner", []) if line.strip()), ""))
+
+
+def _verdict(text: str) -> Verdict | NotApplicable | Unscored:
+    written = text.strip(" *`_.\n").lower()
     if _NOT_APPLICABLE.match(written):
         return NotApplicable()
     if written in ("image a", "a"):

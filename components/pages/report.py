@@ -90,6 +90,7 @@ _REFINE = (
     _Figure("blind_rewrite", "Blind rewrite", "share", "n"),
     _Figure("refine_always_accept", "Refine, always accept", "share", "n", optional=True),
     _Figure("refine_keep_best", "Refine, keep best", "share", "n"),
+    _Figure("gain", "Keep best less best of N, paired", "unit", "n", optional=True),
     _Figure("images_per_prompt", "Pictures per prompt", "count"),
     _Figure("harm_rate", "Harmed", "share", "n"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,11 @@ class CritiqueReward(RewardModel):
         max_tokens: Most tokens of one critique.
         temperature: Sampling temperature of the first ask.
         reasks: How often an unreadable answer is asked for again.
+        samples: Critiques per picture; the scores are their mean, which has fewer ties and less noise than one. A critique that stays
+            unreadable is left out of the mean; a picture is unscored if all its critiques are.
+        sample_temperature: Sampling temperature of every critique but the first.
+        constrained: Whether answers are forced into the form that can be read; see :class:`~rationalrewards.components.critic.Critic`.
+        prose_tokens: Most tokens of each piece of prose of a constrained answer.
     """
 
     def __init__(
@@ -32,25 +38,57 @@ class CritiqueReward(RewardModel):
         max_tokens: int = 2048,
         temperature: float = 0.0,
         reasks: int = 1,
+        samples: int = 1,
+        sample_temperature: float = 1.0,
+        constrained: bool = False,
+        prose_tokens: int | None = None,
     ) -> None:
-        self.critic = Critic(chat, CritiqueFormat(rubric), max_tokens, temperature, reasks)
+        if samples < 1 or (samples > 1 and sample_temperature <= 0):
+            raise ValueError(
+                f"samples is at least 1 and sample_temperature above 0 (else all are the same), got {samples}, {sample_temperature:g}"
+            )
+        self.samples = samples
+        self.sample_temperature = sample_temperature
+        self.critic = Critic(
+            chat,
+            CritiqueFormat(rubric),
+            max_tokens,
+            temperature,
+            reasks,
+            constrained=constrained,
+            prose_tokens=prose_tokens,
+        )
 
     def load(self, device: Any = None) -> None:
         self.critic.load(device)
 
     def score(self, requests: Sequence[CritiqueRequest]) -> Rewards:
-        return critique_rewards(self.critic.critique(requests, refinement=False))
+        critiques = [self.critic.critique(requests, refinement=False)]
+        for seed in range(1, self.samples):
+            critiques.append(self.critic.critique(requests, False, seed, self.sample_temperature))
+        return critique_rewards(*critiques)
 
 
-def critique_rewards(critiques: Sequence[Critique]) -> Rewards:
-    """Critiques as reward tensors; aspects that a task does not judge are NaN."""
+def critique_rewards(critiques: Sequence[Critique], *others: Sequence[Critique]) -> Rewards:
+    """Critiques as reward tensors; aspects that a task does not judge are NaN.
+
+    Args:
+        critiques: One per picture.
+        others: Further critiques of the same pictures; totals and aspect scores become the means over those that are scored.
+    """
     aspects = tuple(dict.fromkeys(key for critique in critiques for key in critique.aspects))
-    rewards = [critique.reward() for critique in critiques]
-    values = [[score if isinstance(score := c.score(key), float) else float("nan") for key in aspects] for c in critiques]
+    totals, values = [], []
+    for sampled in (critiques, *others):
+        rewards = [critique.reward() for critique in sampled]
+        totals.append([float("nan") if isinstance(reward, Unscored) else reward for reward in rewards])
+        values.append([[score if isinstance(score := c.score(key), float) else float("nan") for key in aspects] for c in sampled])
+    total = torch.tensor(totals, dtype=torch.float32).nanmean(dim=0)
     return Rewards(
-        total=torch.tensor([float("nan") if isinstance(reward, Unscored) else reward for reward in rewards], dtype=torch.float32),
+        total=total,
         aspects=aspects,
-        values=torch.tensor(values, dtype=torch.float32).reshape(len(critiques), len(aspects)),
-        reasons=[reward.reason if isinstance(reward, Unscored) else "" for reward in rewards],
+        values=torch.tensor(values, dtype=torch.float32).reshape(len(totals), len(critiques), len(aspects)).nanmean(dim=0),
+        reasons=[
+            critique.failure if math.isnan(value) else "" for critique, value in zip(critiques, total.tolist(), strict=True)
+        ],
         critiques=list(critiques),
     )

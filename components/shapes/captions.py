@@ -1,8 +1,9 @@
 """What the embedded base VLM is pretrained on: captions of freshly drawn pictures, and requests said in other words.
 
 The base knows how to *see* the shapes world and how to read its requests, and nothing else (whole pictures, single places,
-picture k of several, how clean they are). No request is ever compared with a picture here, so distillation has to teach
-judging, as it must with Qwen3-VL-8B-Instruct (``house.md``).
+picture k of several, how clean they are, what differs between two pictures). No request is ever compared with
+a picture here and nothing is ever scored, so distillation has to teach judging, as it must with Qwen3-VL-8B-Instruct
+(``house.md``).
 
 Captions follow the ground-truth judge's reading of the pixels, not the scene that was drawn: a picture damaged beyond
 recognition is captioned as what it now looks like, and so is a generator's half-finished one.
@@ -31,6 +32,7 @@ from rationalrewards.components.shapes.scenes import (
     Shape,
     Style,
     Thing,
+    compare,
     describe,
     describe_quality,
     describe_scene,
@@ -196,16 +198,31 @@ def _turn(seen: Sequence[Reading], rng: random.Random) -> tuple[str, str]:
     if roll < 0.32:  # four words about quality for the price of one picture
         words = [f"{place} {describe_quality(quality(rmse))}" for place, rmse in zip(PLACES, reading.rmse_at, strict=True)]
         return f"how clean is each place of {name}", " ; ".join([*words, describe_quality(reading.quality)])
-    if count == 2 and roll < 0.42:
+    if count > 1 and roll < 0.72:
+        return _comparison_turn(seen, rng)
+    if count == 2 and roll < 0.77:
         answers = [f"picture {k + 1} : {caption(one)}" for k, one in enumerate(seen)]
         return rng.choice(("describe all pictures", "describe both pictures")), "\n".join(answers)
-    if roll < 0.82:
+    if roll < (0.82 if count == 1 else 0.9):
         asks: tuple[str, ...] = (f"describe {name}", f"what is in {name}", f"what does {name} show")
         return rng.choice(asks), caption(reading)
     place = rng.choice(PLACES)
     asks = (f"describe the {place} of {name}", f"what is at the {place} of {name}", f"{place} of {name}")
     ask = rng.choice(asks if count > 1 else (*asks, f"what is at the {place}", f"describe the {place}"))
     return ask, f"{place} {describe(reading.scene.at(place))}"
+
+
+def compared(first: Scene, second: Scene) -> str:
+    """Two pictures place by place, e.g. ``"top left colour red red same ; top left shape circle square different ; ..."``."""
+    return " ; ".join(part for place in PLACES for part in compare(place, first.at(place), second.at(place)))
+
+
+def _comparison_turn(seen: Sequence[Reading], rng: random.Random) -> tuple[str, str]:
+    """What differs between two pictures: each is described, and then both side by side."""
+    first, second = rng.sample(range(len(seen)), 2)
+    names = [rng.choice(_names(k, len(seen))) for k in (first, second)]
+    told = [f"picture {k + 1} : {describe_scene(seen[k].scene)}" for k in (first, second)]
+    return f"compare {names[0]} and {names[1]}", "\n".join([*told, compared(seen[first].scene, seen[second].scene)])
 
 
 def _reading_turn(seen: Sequence[Reading], rng: random.Random) -> tuple[str, str]:
@@ -217,11 +234,11 @@ def _reading_turn(seen: Sequence[Reading], rng: random.Random) -> tuple[str, str
     """
     roll = rng.random()
     style: Style = rng.choice(("terse", "detailed"))
-    if roll < 0.35:
+    if roll < 0.3:
         index = rng.randrange(len(seen))
         edit = random_edit(seen[index].scene, rng)
         request, name = _quoted(edit.request(style)), rng.choice(_names(index, len(seen)))
-        if roll < 0.2:
+        if roll < 0.15:
             return (
                 f"{request} say the change of {name}",
                 f"{edit.place} {describe(edit.before)} ; {edit.place} {describe(edit.after)}",
@@ -229,12 +246,12 @@ def _reading_turn(seen: Sequence[Reading], rng: random.Random) -> tuple[str, str
         return f"{request} say all places of {name} after the change", describe_scene(edit.apply(seen[index].scene))
     scene = random_scene(rng, letter_rate=0.5)
     request = _quoted(scene.request(style))
-    if roll < 0.75:
+    if roll < 0.65:
         return f"{request} say the request place by place", describe_scene(scene)
-    if roll < 0.9:
+    if roll < 0.75:
         place = rng.choice(PLACES)
         return f"{request} what does the request say of the {place}", f"{place} {describe(scene.at(place))}"
-    other: Style = rng.choice(("terse", "detailed"))
+    other: Style = rng.choice(("terse", "detailed", "detailed"))
     return f"{request} say the request {other}", scene.request(other)
 
 
@@ -243,7 +260,7 @@ def _quoted(request: str) -> str:
 
 
 def caption_rows(
-    count: int, rng: random.Random, pictures: Sequence[int] = (1, 1, 1, 2, 3), reading: float = 0.3
+    count: int, rng: random.Random, pictures: Sequence[int] = (1, 1, 1, 2, 2, 3), reading: float = 0.3
 ) -> list[CaptionRow]:
     """Freshly drawn training rows.
 

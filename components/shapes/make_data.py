@@ -39,7 +39,8 @@ def make_data(
     folder = Path(folder)
     generator = shapes_generator()
     generator.load()
-    write_preferences(folder / "train", pairs, 10 * seed + 1, generator)
+    # drawn pictures cost next to nothing, and to learn to compare takes many that differ in many places
+    write_preferences(folder / "train", pairs, 10 * seed + 1, generator, generated_share=0.25, changes=(0, 1, 2, 3, 4))
     write_preferences(folder / "test", test_pairs, 10 * seed + 2, generator, label_noise=0.0)
     write_prompts(folder / "rl", rl_prompts, 10 * seed + 3)
     write_prompts(folder / "heldout", eval_prompts, 10 * seed + 4)

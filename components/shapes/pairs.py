@@ -53,9 +53,11 @@ def flawed(scene: Scene, rng: random.Random, changes: int) -> Scene:
     return scene
 
 
-def drawn_candidate(target: Scene, source: Scene | None, rng: random.Random) -> Image.Image:
-    """A drawn answer to a request: perfect, with wrong places, or damaged; an edit may also come back undone."""
-    scene = flawed(target, rng, rng.choice((0, 1, 1, 2, 2)))
+def drawn_candidate(
+    target: Scene, source: Scene | None, rng: random.Random, changes: Sequence[int] = (0, 1, 1, 2, 2)
+) -> Image.Image:
+    """A drawn answer to a request: some places wrong (how many, is one of ``changes``), or damaged; an edit may come back undone."""
+    scene = flawed(target, rng, rng.choice(changes))
     if source is not None and rng.random() < 0.15:
         scene = source
     image = drawing.draw(scene, drawing.random_shifts(rng))
@@ -83,6 +85,7 @@ def write_preferences(
     label_noise: float = 0.04,
     tie: float = 0.03,
     steps: Sequence[int] = (4, 8),
+    changes: Sequence[int] = (0, 1, 1, 2, 2),
 ) -> Path:
     """Write a preference set: pictures and ``preferences.jsonl``.
 
@@ -96,6 +99,7 @@ def write_preferences(
         label_noise: Scale of the human-like label noise in units of true reward (0...1); 0 for true labels.
         tie: Differences of true reward below this are ties.
         steps: Step counts that the generator's pictures are sampled with; one for both of a pair.
+        changes: Numbers of wrong places that drawn pictures are given, each as likely.
 
     Returns:
         Path of ``preferences.jsonl``.
@@ -113,7 +117,7 @@ def write_preferences(
             if generator is not None and rng.random() < generated_share:
                 wanted.setdefault(call, []).append((index, side))
             else:
-                pictures[index, side] = drawn_candidate(item.asked.scene, item.source, rng)
+                pictures[index, side] = drawn_candidate(item.asked.scene, item.source, rng, changes)
     for (step_count, _), slots in wanted.items():
         assert generator is not None
         for start in range(0, len(slots), 64):

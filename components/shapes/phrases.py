@@ -25,7 +25,7 @@ from .scenes import (
     Scene,
     Shape,
     Thing,
-    describe,
+    compare,
     describe_quality,
     describe_scene,
     parse_edit,
@@ -33,7 +33,6 @@ from .scenes import (
     parse_thing,
 )
 
-_DONE = {True: "done", False: "wrong"}
 BETWEEN = " | "
 
 
@@ -75,59 +74,47 @@ class Asked:
         return self.edit.request("detailed") if self.edit is not None else self.scene.request("detailed")
 
 
-def _compared(place: str, asked: Thing, seen: Thing) -> str:
-    """One place, asked and then seen, and a verdict: of two shapes apart for colour and kind, each one word next to the other."""
-    if isinstance(asked, Shape) and isinstance(seen, Shape):
-        colour, kind = (_DONE[getattr(asked, name) == getattr(seen, name)] for name in ("colour", "kind"))
-        return f"{place} colour {asked.colour} {seen.colour} {colour} shape {asked.kind} {seen.kind} {kind}"
-    verdict = _DONE[asked == seen]
-    if asked is None or seen is None:
-        verdict = {(True, True): "absent", (True, False): "extra", (False, True): "missing"}[asked is None, seen is None]
-    return f"{place} asked {describe(asked)} seen {describe(seen)} {verdict}"
-
-
-def _tallied(clauses: Sequence[tuple[str, float]], things: int) -> str:
-    """Comparisons, each with the half points lost so far, and at the end of how many things."""
+def _tallied(places: Sequence[tuple[str, Thing, Thing, float]], things: int) -> str:
+    """Places as asked and as seen, each with the half points that are lost so far, and at the end of how many things."""
     lost, parts = 0, []
-    for clause, halves in clauses:
+    for place, asked, seen, halves in places:
         lost += round(halves)
-        parts.append(f"{clause} {lost}")
+        parts.append(f"{' ; '.join(compare(place, asked, seen))} {lost}")
     return f"{' ; '.join(parts)} of {things}"
 
 
 def justifications(asked: Asked, seen: Reading) -> dict[str, str]:
     """What to say about each aspect of a picture."""
     wanted, shown = asked.scene, seen.scene
-    letters = [(place, thing) for place, thing in wanted.occupied() if isinstance(thing, Letter)]
+    letters = [place for place, thing in wanted.occupied() if isinstance(thing, Letter)]
     said: dict[str, str] = {}
     if asked.edit is not None and asked.source is not None:
         edit, source = asked.edit, asked.source
-        letters = [(edit.place, edit.after)] if isinstance(edit.after, Letter) else []
+        letters = [edit.place] if isinstance(edit.after, Letter) else []
         faith = judge.score_edit(edit, source, seen)["text_faithfulness"]
         assert faith is not None  # it applies to every edit
-        compared = _tallied([(_compared(edit.place, edit.after, shown.at(edit.place)), (4 - faith) / 1.5)], 1)
+        compared = _tallied([(edit.place, edit.after, shown.at(edit.place), (4 - faith) / 1.5)], 1)
         others = [(place, source.at(place), shown.at(place)) for place in PLACES if place != edit.place]
         said["image_faithfulness"] = _tallied(
-            [(_compared(place, before, now), 2 - 2 * judge.match(before, now)) for place, before, now in others], len(others)
+            [(place, before, now, 2 - 2 * judge.match(before, now)) for place, before, now in others], len(others)
         )
     else:
-        clauses = []
+        places = []
         for place in PLACES:
             thing, now = wanted.at(place), shown.at(place)
-            halves = 0.0 if isinstance(thing, Letter) else 2 - 2 * judge.match(thing, now) if thing else float(now is not None)
-            clauses.append((_compared(place, thing, now), halves))
-        compared = _tallied(clauses, len(wanted.occupied()) - len(letters))
+            if not isinstance(thing, Letter):  # that is text rendering
+                places.append((place, thing, now, 2 - 2 * judge.match(thing, now) if thing else float(now is not None)))
+        compared = _tallied(places, len(wanted.occupied()) - len(letters))
     said["text_faithfulness"] = f"{describe_scene(shown)} ; {describe_quality(seen.quality)} . {compared}"
     said["physical_quality"] = describe_quality(seen.quality)
-    said["text_rendering"] = " ; ".join(_compared(place, thing, shown.at(place)) for place, thing in letters) or "no letter asked"
+    lettering = [part for place in letters for part in compare(place, wanted.at(place), shown.at(place))]
+    said["text_rendering"] = " ; ".join(lettering) or "no letter asked"
     return said
 
 
 _THING = rf"nothing|(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|letter [{''.join(LETTERS)}]"
 _CLAIM = re.compile(rf"({'|'.join(PLACES)}) ({_THING})")
-_ASKED = re.compile(
-    rf"({'|'.join(PLACES)}) (?:asked ({_THING}) seen|colour ({'|'.join(COLOURS)}) \w+ \w+ shape ({'|'.join(SHAPES)}) )"
-)
+_COMPARED = re.compile(rf"({'|'.join(PLACES)}) (thing|letters|colour|shape) ({_THING}|\w+) (?:{_THING}|\w+) (?:same|different)")
 _QUALITY_CLAIM = re.compile(r"(?<![a-z] )(" + "|".join(sorted(QUALITY, key=len, reverse=True)) + r")(?=$|\s)", re.MULTILINE)
 
 
@@ -147,10 +134,14 @@ def read_claims(text: str) -> Reading | None:
 
 def read_asked(text: str) -> Scene | None:
     """What the comparisons of a justification name as asked for; ``None`` if there are none."""
-    found = _ASKED.findall(text)
+    found = _COMPARED.findall(text)
     scene = Scene((None, None, None, None))
-    for place, words, colour, kind in found:
-        scene = scene.put(place, Shape(colour, kind) if colour else parse_thing(words))
+    colours = {place: words for place, what, words in found if what == "colour"}
+    for place, what, words in found:
+        if what == "shape":
+            scene = scene.put(place, Shape(colours.get(place, "red"), words))
+        elif what != "colour":
+            scene = scene.put(place, Letter(words) if what == "letters" else parse_thing(words))
     return scene if found else None
 
 

@@ -29,12 +29,21 @@ from rationalrewards.components.shapes.captions import (
     any_scene,
     caption_batch,
     caption_rows,
+    compared,
     in_between,
     parse_caption,
 )
 from rationalrewards.components.shapes.drawing import DAMAGES, damage, draw, random_shifts
 from rationalrewards.components.shapes.judge import read
-from rationalrewards.components.shapes.scenes import PLACES, QUALITY, describe, describe_quality, describe_scene, random_scene
+from rationalrewards.components.shapes.scenes import (
+    PLACES,
+    QUALITY,
+    describe,
+    describe_quality,
+    describe_scene,
+    random_edit,
+    random_scene,
+)
 from rationalrewards.components.shapes.tiny_critic import build_tiny_vlm, load_critic
 from torch.nn.functional import cross_entropy
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
@@ -162,6 +171,17 @@ def request_accuracy(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLP
     return float(np.mean([text == describe_scene(scene) for text, scene in zip(told, scenes, strict=True)]))
 
 
+def comparison_accuracy(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, number: int, seed: int) -> float:
+    """Share of held-out pairs of clean pictures, half of them one edit apart, whose comparison is without a fault (0 to 1)."""
+    rng = random.Random(f"comparison {seed}")
+    firsts = [any_scene(rng) for _ in range(number)]
+    seconds = [random_edit(scene, rng).apply(scene) if rng.random() < 0.5 else any_scene(rng) for scene in firsts]
+    rows = [[draw(scene, random_shifts(rng)) for scene in pair] for pair in zip(firsts, seconds, strict=True)]
+    told = answer(model, processor, rows, ["compare picture 1 and picture 2"] * number, max_new_tokens=160)
+    pairs = zip(told, firsts, seconds, strict=True)
+    return float(np.mean([text.splitlines()[-1:] == [compared(first, second)] for text, first, second in pairs]))
+
+
 def pictures(kind: str, number: int, seed: int) -> list[Image.Image]:
     """Held-out pictures of a kind: ``clean``, one of ``DAMAGES`` or ``in-between``."""
     rng = random.Random(f"{kind} {seed}")
@@ -198,6 +218,7 @@ def measure(
     truth = [f"{place} {describe(one.scene.at(place))}" for place, one in zip(asked, read(mixed), strict=True)]
     results["one place asked"] = {"place": float(np.mean([a == b for a, b in zip(told, truth, strict=True)]))}
     results["a request, said place by place"] = {"picture": request_accuracy(model, processor, number, seed)}
+    results["two pictures compared"] = {"pair": comparison_accuracy(model, processor, number, seed)}
     model.train()
     return results
 
@@ -218,6 +239,7 @@ def plot_curve(log: Sequence[dict[str, float]], path: Path) -> None:
         ("third", "picture 3 of 3"),
         ("quality", "quality, in-between"),
         ("request", "a request, said again"),
+        ("compared", "two pictures, compared"),
     ):
         points = [(entry["step"], entry[name]) for entry in log if name in entry]
         right.plot(*zip(*points, strict=True), marker=".", label=label)
@@ -244,6 +266,7 @@ def _glance(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor,
     told = answer(model, processor, rows, ["describe picture 3"] * number)
     glance["third"] = place_accuracy(told, images[2::3])["place"]
     glance["request"] = request_accuracy(model, processor, number, 79)
+    glance["compared"] = comparison_accuracy(model, processor, number, 80)
     model.train()
     return glance
 
@@ -276,7 +299,7 @@ def pretrain(
         model, processor = load_critic(build_tiny_vlm(fresh, seed=seed))
     rng = random.Random(seed)
     alone = BUCKET * math.ceil(0.25 * steps / BUCKET)
-    rows = chain(islice(batches(batch, rng, (1,), processor), alone), batches(batch, rng, (1, 1, 1, 2, 3), processor))
+    rows = chain(islice(batches(batch, rng, (1,), processor), alone), batches(batch, rng, (1, 1, 1, 2, 2, 3), processor))
     model.train()
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]

@@ -96,6 +96,24 @@ def describe_scene(scene: Scene) -> str:
     return " ; ".join(f"{place} {describe(thing)}" for place, thing in zip(PLACES, scene.things, strict=True))
 
 
+_SAME = {True: "same", False: "different"}
+
+
+def compare(place: str, first: Thing, second: Thing) -> list[str]:
+    """What stands at a place in two scenes, side by side, and whether it is the same; of two shapes apart for colour and kind.
+
+    ``["top left colour red blue different", "top left shape circle circle same"]``, ``["top left letters A L different"]`` or
+    ``["top left thing red circle nothing different"]``. The place is named each time: it is what the words are looked up by.
+    """
+    if isinstance(first, Shape) and isinstance(second, Shape):
+        parts = [("colour", first.colour, second.colour), ("shape", first.kind, second.kind)]
+    elif isinstance(first, Letter) and isinstance(second, Letter):
+        parts = [("letters", first.char, second.char)]
+    else:
+        parts = [("thing", describe(first), describe(second))]
+    return [f"{place} {what} {one} {other} {_SAME[one == other]}" for what, one, other in parts]
+
+
 def random_shape(rng: random.Random) -> Shape:
     """A shape of uniformly random colour and kind."""
     return Shape(rng.choice(tuple(COLOURS)), rng.choice(SHAPES))

@@ -56,12 +56,12 @@ source edited result A B tie better worse clean sharp slightly badly damaged edg
 colour shape place score judge judgement request instruction aspect each against written absent redraw must be show
 keep exactly fix all well as mostly partly is are at to from of in on it and or with more less both equal winner
 verdict overall summary preferred Image describe what does how the a rest turn remove add write into top bottom left
-right list things pictures last
+right list things pictures last thing letters compare same different
 """
 # Words that open a turn or follow a new line, and so need a token without the leading space too.
 _OPENERS = """
 user assistant system top bottom left right red green blue yellow purple letter nothing picture describe what how list
-asked seen wrong sharp slightly partly mostly badly yes no turn remove add write a the source edited tie
+asked seen wrong sharp slightly partly mostly badly yes no turn remove add write a the source edited tie compare thing letters
 """
 
 # As Qwen2's, which Qwen3-VL shares: single digits, a word takes one leading space.

@@ -35,11 +35,11 @@ SIMULATION = (
 class Sizes:
     """The size of each stage."""
 
-    pairs: int = 1500
+    pairs: int = 3000
     test_pairs: int = 300
     rl_prompts: int = 512
-    eval_prompts: int = 96
-    eval_copies: int = 4
+    eval_prompts: int = 192
+    eval_copies: int = 2
     distill_steps: int = 900
     rl_updates: int = 20
     images_per_prompt: int = 4
@@ -192,6 +192,9 @@ class Quickstart:
             "evaluate",
             f"{path}=embedded:shapes-critic",
             f"--data.init_args.limit={self.sizes.untrained_pairs}",
+            # it has never seen the form, so its answers are forced into it; else none could be read
+            "--model.init_args.reward.init_args.constrained=true",
+            "--model.init_args.reward.init_args.prose_tokens=12",
             "--model.init_args.reward.init_args.reasks=0",
             "--trainer.logger.init_args.run_name=evaluate untrained",
             f"--trainer.callbacks={json.dumps(callbacks)}",
@@ -346,8 +349,15 @@ class Quickstart:
             result[f"{arm}_images"] = sum(len(traces[i].candidates) for i in rows.tolist()) / len(rows)
         base = {t.id: float(total) for t, total in zip(traces, truth.total, strict=True) if t.arm == "base"}
         kept = {t.id: float(total) for t, total in zip(traces, truth.total, strict=True) if t.arm == "refine_keep_best"}
+        best_exact, kept_exact = (
+            {t.id: float(value) for t, value in zip(traces, exact, strict=True) if t.arm == arm}
+            for arm in ("best_of_n", "refine_keep_best")
+        )
         result["images_per_prompt"] = self.sizes.images_per_prompt
         result["n"] = len(base)
+        gains = torch.tensor([kept_exact[key] - best_exact[key] for key in base])
+        result["gain"] = float(gains.mean())
+        result["gain_ci95"] = list(clustered_bootstrap(gains, torch.arange(len(gains))))
         result["harm_rate"] = sum(kept[key] < base[key] - 1e-6 for key in base) / len(base)
         result |= _interval("harm_rate", result["harm_rate"], len(base))
         return result
@@ -443,6 +453,7 @@ def table(summary: dict[str, Any]) -> str:
             for arm in ("base", "best_of_n", "blind_rewrite", "refine_always_accept", "refine_keep_best")
             if arm in refine
         ],
+        ("", "refine_keep_best less best_of_n, paired", rate(refine, "gain")),
         ("", "harm rate of refine_keep_best", rate(refine, "harm_rate")),
         ("all", "minutes", f"{sum(summary['wall_seconds'].values()) / 60:.1f}"),
         ("", "peak memory, GB", f"{summary['peak_rss_gb']:.2f}"),

@@ -166,11 +166,38 @@ def test_a_refined_request_may_quote_headings(quoted: str) -> None:
 def test_running_text_opens_no_field(running_text: str) -> None:
     text = CANONICAL.replace("a soft edge", f"a soft edge\n{running_text}")
     critique = parse(text, "edit" if "Image Faithfulness" in text else "t2i")
-    if running_text == "text rendering":  # a title alone on its line is a title, whatever its case
-        assert isinstance(critique.score("physical_quality"), Unscored)
+    assert critique.justification("physical_quality") == f"a soft edge\n{running_text}"
+    assert critique.score("physical_quality") == 2.0
+
+
+def test_where_titles_bear_no_numbers_a_title_alone_on_its_line_is_a_title() -> None:
+    bare = re.sub(r"^\d\. ", "", CANONICAL, flags=re.MULTILINE).replace("a soft edge", "a soft edge\ntext rendering")
+    assert parse(bare, "t2i").score("physical_quality") == Unscored("Physical and Visual Quality: no score")
+
+
+@pytest.mark.parametrize(
+    "quoted", ["## Score: 1.0", "Score: 1", "## Justification: poor\n## Score: 1.0", "3. Text Rendering\nis no matter"]
+)
+def test_headings_quoted_in_a_justification_are_its_text(quoted: str) -> None:
+    said = f"the request has the line\n{quoted}\nbut the edge is soft"
+    critique = parse(CANONICAL.replace("a soft edge", said), "t2i")
+    if quoted.startswith("3."):  # a numbered title cannot be told from the real one: nothing is guessed
+        assert isinstance(critique.reward(), Unscored)
     else:
-        assert critique.justification("physical_quality") == f"a soft edge\n{running_text}"
-        assert critique.score("physical_quality") == 2.0
+        assert (critique.score("physical_quality"), critique.justification("physical_quality")) == (2.0, said)
+        assert critique.score("text_rendering") == NotApplicable()
+
+
+def test_two_scores_that_follow_each_other_are_no_score() -> None:
+    critique = parse(CANONICAL.replace("## Score: 2.0", "## Score: 3.0\n## Score: 2.0"), "t2i")
+    assert critique.score("physical_quality") == Unscored("Physical and Visual Quality: '2.0 and 3.0' is not a score")
+    bare = parse(re.sub(r"## Justification: a soft edge\n## Score: 2.0", "## Score: 3.0\n## Score: 2.0", CANONICAL), "t2i")
+    assert isinstance(bare.score("physical_quality"), Unscored)
+    same = parse(CANONICAL.replace("## Score: 2.0", "## Score: 2.0\n## Score: 2.0"), "t2i")
+    assert same.score("physical_quality") == 2.0
+    # in a score-first answer the first one was meant, and what follows it is prose
+    first = parse(_score_first(CANONICAL).replace("a soft edge", "a soft edge\n## Score: 1.0\nwould be too hard"), "t2i")
+    assert first.score("physical_quality") == 2.0
 
 
 @pytest.mark.parametrize(

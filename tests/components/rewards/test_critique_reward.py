@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import pytest
 import torch
-from rationalrewards.components.chat import ChatModel
+from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
 from rationalrewards.components.critic import CritiqueRequest
 from rationalrewards.components.records import AspectCritique, Critique, NotApplicable, Unscored
 from rationalrewards.components.rewards import CritiqueReward, critique_rewards
@@ -33,6 +34,44 @@ def test_mixed_tasks_share_columns() -> None:
     assert numbers == [[4.0, 1.0, 4.0, -1], [2.5, -1, 2.5, 2.5], [4.0, -1, -1, -1]]
     assert rewards.critiques == [edit, t2i, failed]
     assert rewards.total.dtype == rewards.values.dtype == torch.float32
+
+
+def test_several_critiques_of_a_picture_are_averaged_over_those_that_can_be_read() -> None:
+    good, bad = _critique(text=4.0, quality=4.0), _critique(text=1.0, quality=2.5)
+    failed = Critique.unscored("cut off", ("text", "quality"))
+    rewards = critique_rewards([good, failed, failed], [bad, bad, failed], [good, failed, failed])
+    assert torch.allclose(rewards.total, torch.tensor([(1.0 + 0.25 + 1.0) / 3, 0.25, float("nan")]), equal_nan=True)
+    assert torch.allclose(rewards.values[0], torch.tensor([3.0, 3.5])) and rewards.values[1].tolist() == [1.0, 2.5]
+    assert rewards.values[2].isnan().all() and rewards.reasons == ["", "", "cut off"]
+    assert rewards.critiques == [good, failed, failed]
+
+
+class _Counting(ChatModel):
+    """Remembers how it was asked; answers with a score that depends on the seed, and fails where told."""
+
+    identity = "counting"  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, float]] = []
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        self.asked += [(request.seed, request.temperature) for request in requests]
+        lines = (
+            "# Detailed Judgement:\n1. Text Faithfulness:\n## Justification: so\n## Score: {}\n2. Physical and Visual Quality:\n"
+        )
+        lines += "## Justification: so\n## Score: 4.0\n3. Text Rendering:\n## Justification: no\n## Score: N/A\n# Summary: so"
+        return [ChatReply(lines.format(1 + request.seed)) for request in requests]
+
+
+def test_the_first_critique_is_greedy_and_the_others_are_sampled() -> None:
+    chat = _Counting()
+    request = CritiqueRequest("t2i", "a cat", draw(random_scene(random.Random(0))))
+    rewards = CritiqueReward(chat, samples=3, sample_temperature=0.8).score([request, request])
+    assert chat.asked == [(0, 0.0), (0, 0.0), (1, 0.8), (1, 0.8), (2, 0.8), (2, 0.8)]
+    assert rewards.values[:, rewards.aspects.index("text_faithfulness")].tolist() == [2.0, 2.0]  # of 1, 2 and 3
+    for wrong in ({"samples": 0}, {"samples": 2, "sample_temperature": 0.0}):
+        with pytest.raises(ValueError, match="samples is at least 1"):
+            CritiqueReward(chat, **wrong)  # type: ignore[arg-type]
 
 
 def test_nothing_in_nothing_out() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from rationalrewards.components.shapes import pretrain_critic, tiny_critic
-from rationalrewards.components.shapes.captions import caption, caption_batch, caption_rows, parse_caption
+from rationalrewards.components.shapes.captions import caption, caption_batch, caption_rows, compared, parse_caption
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.judge import Reading, quality, read
 from rationalrewards.components.shapes.scenes import (
@@ -18,6 +18,7 @@ from rationalrewards.components.shapes.scenes import (
     Scene,
     describe,
     describe_quality,
+    describe_scene,
     parse_request,
     random_edit,
     random_scene,
@@ -241,6 +242,27 @@ def test_no_row_compares_a_request_with_a_picture() -> None:
     judging = {"asked", "wrong", "score", "Score", "winner", "better", "worse", "missing", "done", "not", "yes", "no"}
     assert not words & judging
     assert not any(heading in answer for row in rows for _, answer in row.turns for heading in HEADING_TOKENS)
+    comparisons = [asked for row in rows for asked, answer in row.turns if {"same", "different"} & set(answer.split())]
+    assert comparisons and not any("request" in asked for asked in comparisons)
+
+
+def test_two_pictures_are_described_and_then_compared() -> None:
+    rows = caption_rows(300, random.Random(7), pictures=(2, 3), reading=0.0)
+    told = [(row.images, answer) for row in rows for asked, answer in row.turns if asked.startswith("compare ")]
+    assert len(told) > 60
+    for images, answer in told:
+        seen = read(list(images))
+        *descriptions, comparison = answer.splitlines()
+        scenes = []
+        for line in descriptions:
+            name, _, words = line.partition(" : ")
+            scenes.append(seen[int(name.removeprefix("picture ")) - 1].scene)
+            assert words == describe_scene(scenes[-1])
+        assert comparison == compared(*scenes)
+        parts = comparison.split(" ; ")
+        for place in PLACES:
+            verdicts = [part.endswith(" same") for part in parts if part.startswith(place)]
+            assert all(verdicts) == (scenes[0].at(place) == scenes[1].at(place))
 
 
 def test_quality_is_told_of_every_place() -> None:
