@@ -30,17 +30,21 @@ class GrammarConstraint(LogitsProcessor):
             raise ValueError(f"the answer's grammar is not valid: {problem}")
         first = LLMatcher(tokenizer, grammar)
         self.matchers = [first, *(first.deep_copy() for _ in range(rows - 1))]
+        self.open = [True] * rows
         self.prompt_length = prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if input_ids.shape[1] > self.prompt_length:
-            for matcher, token in zip(self.matchers, input_ids[:, -1].tolist(), strict=True):
-                if not matcher.is_stopped():
+            for row, token in enumerate(input_ids[:, -1].tolist()):
+                matcher = self.matchers[row]
+                # a row that met a stop string is padded from there on, which no grammar foresees
+                self.open[row] = self.open[row] and not matcher.is_stopped() and matcher.validate_tokens([token]) == 1
+                if self.open[row]:
                     matcher.consume_token(token)
         width = scores.shape[1]
         masks = allocate_token_bitmask(len(self.matchers), width)
         for row, matcher in enumerate(self.matchers):
-            if not matcher.is_stopped():  # a finished row is padded whatever its scores are
+            if self.open[row] and not matcher.is_stopped():  # a finished row is padded whatever its scores are
                 fill_next_token_bitmask(matcher, masks, row)
         bits = torch.from_numpy(masks).to(scores.device)[:, :, None] >> torch.arange(32, device=scores.device)
         allowed = (bits & 1).bool().flatten(1)[:, :width]

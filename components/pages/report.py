@@ -62,6 +62,7 @@ _CRITIC = (
     _Figure("unscored_rate", "Unscored", "share", "n_pairs"),
     _Figure("tie_rate", "Ties", "share", "n_pairs", optional=True),
     _Figure("untrained_unscored_rate", "Unscored before training", "share", "untrained_pair_accuracy_n", optional=True),
+    _Figure("untrained_tie_rate", "Ties before training", "share", "untrained_pair_accuracy_n", optional=True),
     _Figure("within_group_corr", "Correlation with the truth within groups", "unit"),
 )
 _RATIONALES = (

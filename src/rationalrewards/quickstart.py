@@ -35,15 +35,15 @@ SIMULATION = (
 class Sizes:
     """The size of each stage."""
 
-    pairs: int = 3000
+    pairs: int = 2400
     test_pairs: int = 300
     rl_prompts: int = 512
     eval_prompts: int = 192
     eval_copies: int = 2
-    distill_steps: int = 900
+    distill_steps: int = 600
     rl_updates: int = 20
     images_per_prompt: int = 4
-    untrained_pairs: int = 60
+    untrained_pairs: int = 40
 
 
 HELP = {
@@ -223,6 +223,7 @@ class Quickstart:
             "tie_rate": after["test/tie_rate"],
             "untrained_pair_accuracy": before["test/pair_accuracy"],
             "untrained_unscored_rate": before["test/unscored_rate"],
+            "untrained_tie_rate": before["test/tie_rate"],
             **_interval("untrained_pair_accuracy", before["test/pair_accuracy"], int(before["test/n_pairs"])),
             **_interval("untrained_unscored_rate", before["test/unscored_rate"], int(before["test/n_pairs"])),
             "aspect_mae": {key: sum(found) / len(found) for key, found in errors.items()},

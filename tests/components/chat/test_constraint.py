@@ -137,6 +137,15 @@ def test_an_answer_does_not_depend_on_its_batch(chat: TransformersChat) -> None:
     assert len(set(together)) > 1
 
 
+def test_rows_that_end_at_a_stop_string_leave_the_others_alone(chat: TransformersChat, capfd: pytest.CaptureFixture[str]) -> None:
+    requests = _requests(6, seed=3)
+    critic = Critic(chat, CritiqueFormat("shapes"), 400, 2.0, reasks=0, constrained=True, prose_tokens=8)
+    whole, short = critic.critique(requests), critic.critique(requests, refinement=False)
+    assert [critique.text for critique in short] == [critique.text.split("\n# User Request Refinement")[0] for critique in whole]
+    assert any(critique.refined_request for critique in whole)  # else no row met the stop string
+    assert "Parser Error" not in capfd.readouterr().err
+
+
 def test_free_prose_that_does_not_end_is_a_failure_with_its_reason(chat: TransformersChat) -> None:
     reward = CritiqueReward(chat, "shapes", max_tokens=40, reasks=0, constrained=True)
     rewards = reward.score(_requests(2))
