@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from ..generation import FlowGenerator
 from .pairs import write_preferences, write_prompts
 from .tiny_generator import PIPELINE_KWARGS
@@ -21,10 +23,10 @@ def shapes_generator(steps: int = 8) -> FlowGenerator:
 def make_data(
     folder: str | Path,
     seed: int = 42,
-    pairs: int = 1500,
+    pairs: int = 2400,
     test_pairs: int = 300,
     rl_prompts: int = 512,
-    eval_prompts: int = 96,
+    eval_prompts: int = 192,
 ) -> None:
     """Write training pairs (human-like labels), held-out pairs (true labels), requests for RL and held-out requests.
 
@@ -39,11 +41,14 @@ def make_data(
     folder = Path(folder)
     generator = shapes_generator()
     generator.load()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # pictures this small give a second thread nothing to do but to wait for the first
     # drawn pictures cost next to nothing, and to learn to compare takes many that differ in many places
     write_preferences(folder / "train", pairs, 10 * seed + 1, generator, generated_share=0.25, changes=(0, 1, 2, 3, 4))
     write_preferences(folder / "test", test_pairs, 10 * seed + 2, generator, label_noise=0.0)
     write_prompts(folder / "rl", rl_prompts, 10 * seed + 3)
     write_prompts(folder / "heldout", eval_prompts, 10 * seed + 4)
+    torch.set_num_threads(threads)
 
 
 def main() -> None:
@@ -51,10 +56,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--pairs", type=int, default=1500, help="training pairs")
+    parser.add_argument("--pairs", type=int, default=2400, help="training pairs")
     parser.add_argument("--test-pairs", type=int, default=300, help="held-out pairs")
     parser.add_argument("--rl-prompts", type=int, default=512, help="requests for RL")
-    parser.add_argument("--eval-prompts", type=int, default=96, help="held-out requests")
+    parser.add_argument("--eval-prompts", type=int, default=192, help="held-out requests")
     options = parser.parse_args()
     make_data(options.out, options.seed, options.pairs, options.test_pairs, options.rl_prompts, options.eval_prompts)
 
