@@ -46,7 +46,7 @@ class Critic:
         temperature: Sampling temperature of the first ask.
         reasks: How often an answer that cannot be read is asked for again, with another seed and at ``reask_temperature``.
         reask_temperature: Temperature of the further asks (at 0 the same answer would come back).
-        constrained: Whether answers are forced into the form that can be read, where the backend can.
+        constrained: Whether answers are forced into the form that can be read (TransformersChat only).
         prose_tokens: Most tokens of each piece of prose of a constrained answer; ``None`` leaves them free.
     """
 

@@ -20,7 +20,7 @@ class ChatRequest:
         temperature: 0 is greedy.
         seed: Seed of the sampling, where the backend has one.
         stop: The answer ends before the first of these strings.
-        grammar: The answer is forced into this grammar (llguidance's Lark dialect), where the backend can; "" leaves it free.
+        grammar: The answer is forced into this grammar (llguidance's Lark dialect); "" leaves it free.
     """
 
     messages: Sequence[dict[str, Any]]

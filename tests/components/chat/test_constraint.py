@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 from llguidance.hf import from_tokenizer
-from rationalrewards.components.chat import ChatRequest, TransformersChat
+from rationalrewards.components.chat import ChatRequest, OpenAIChat, TransformersChat
 from rationalrewards.components.critic import ComparisonRequest, Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.records import AspectCritique, Critique, NotApplicable, Unscored
@@ -156,3 +156,9 @@ def test_a_grammar_that_is_none_is_refused(chat: TransformersChat) -> None:
     ask = ChatRequest([{"role": "user", "content": [{"type": "text", "text": "describe"}]}], grammar="start: nowhere")
     with pytest.raises(ValueError, match="grammar is not valid"):
         chat.complete([ask])
+
+
+def test_a_backend_that_cannot_constrain_says_so() -> None:
+    critic = Critic(OpenAIChat("m", "http://localhost:1/v1"), CritiqueFormat("shapes"), constrained=True)
+    with pytest.raises(ValueError, match="cannot force answers into a grammar; leave out `constrained`"):
+        critic.critique(_requests(1))
