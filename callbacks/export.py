@@ -59,7 +59,7 @@ class AdapterEMA(Callback):
     ``global_step``, since some strategies call the optimizer hook more often.
 
     Args:
-        decay: Largest decay; early on it is ``(1 + step) / (10 + step)`` (``paper.md`` 2.3).
+        decay: Largest decay; early on it is ``(1 + step) / (10 + step)``, as in the code of TIGER-AI-Lab/RationalRewards.
         output_dir: Where to write the averaged LoRA at the end; never under the same name as the raw one.
     """
 

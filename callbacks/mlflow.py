@@ -223,7 +223,7 @@ class MLflowParent(Callback):
             run[0].update_run(self._parent, status=status)
 
 
-def parent_run(tracking_uri: str, experiment: str, name: str) -> str:
+def parent_run(tracking_uri: str, experiment: str, name: str, artifact_location: str | None = None) -> str:
     """The run that the runs of a job's stages become children of (tag ``mlflow.parentRunId``).
 
     Args:
@@ -231,6 +231,7 @@ def parent_run(tracking_uri: str, experiment: str, name: str) -> str:
         experiment: Name of the experiment, created if need be. MLflow shows children below a parent of their own
             experiment.
         name: Name of the run; one that exists is used again, so that a job that goes on stays together.
+        artifact_location: URI where a new experiment keeps its artefacts; the store's default if omitted.
 
     Returns:
         The run's id, for :class:`MLflowParent` or the environment variable ``RATIONALREWARDS_PARENT_RUN``.
@@ -247,7 +248,7 @@ def parent_run(tracking_uri: str, experiment: str, name: str) -> str:
             f"the MLflow experiment {experiment!r} in {tracking_uri} is deleted; choose another name or restore it: "
             f"mlflow experiments restore --experiment-id {found.experiment_id}"
         )
-    identity = client.create_experiment(experiment) if found is None else found.experiment_id
+    identity = client.create_experiment(experiment, artifact_location) if found is None else found.experiment_id
     return _find_or_create(client, identity, name)
 
 

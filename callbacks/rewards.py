@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
-from rationalrewards.components.pages import Row, contact_sheet, histogram
+from rationalrewards.components.pages import Row, Scored, contact_sheet, critiques_page, histogram
+from rationalrewards.components.records import SCORE_RANGE
 from rationalrewards.components.rewards import Advantages, Rewards
 from torch import Tensor
 
@@ -84,17 +86,22 @@ class RewardLogging(Callback):
     (share of groups with too few scored members). The module itself logs the total reward, its spread, and the shares
     of unscored pictures and flat groups.
 
-    With an ``MLFlowLogger`` also, below ``rollouts/``: the first process's pictures with their rewards (PNG), a table
-    of prompts, rewards, critiques and reasons (JSON that MLflow shows as a table), a histogram of all rewards (PNG).
+    With an ``MLFlowLogger`` also, below ``rollouts/``, after the number of the round: the first process's pictures with their
+    rewards (``pictures.png``), the same with aspect scores and critiques where the reward writes any (``critiques.html``, which
+    needs no other file), a table of all its prompts, rewards, critiques and reasons (``table.json``, shown by MLflow as a table),
+    and histograms over all processes, of the rewards (``rewards.png``) and of each aspect (``aspect_<name>.png``).
 
     Args:
         output_dir: Folder of ``history.jsonl``; None writes none. A run that is resumed goes on with the file, less the
             epochs that it repeats; a fresh run starts it anew. Let checkpoints be written at the end of epochs
             (``ModelCheckpoint(save_on_train_epoch_end=True)``): from one written earlier, after validation, Lightning
             resumes without what the epoch had logged.
-        every_n_epochs: How often pictures, table and histogram are logged.
-        max_groups: Most groups in the picture.
-        max_copies: Most pictures of a group in it, best first.
+        every_n_epochs: How often what is below ``rollouts/`` is logged.
+        max_groups: Most groups that are shown as pictures.
+        max_copies: Most pictures of a group that are shown, best first.
+
+    Raises:
+        ValueError: If a count is below 1.
     """
 
     def __init__(self, output_dir: str | None = None, every_n_epochs: int = 1, max_groups: int = 8, max_copies: int = 8) -> None:
@@ -189,33 +196,73 @@ class RewardLogging(Callback):
 
     def _show(self, client: MlflowClient, run_id: str, rollout: Rollout, numbers: _Numbers) -> None:
         stem = f"rollouts/{rollout.epoch:05d}"
-        client.log_image(run_id, self._sheet(rollout), f"{stem}_pictures.png")
+        shown = self._shown(rollout)
+        client.log_image(run_id, _sheet(rollout, shown), f"{stem}_pictures.png")
+        if rollout.rewards.critiques is not None:
+            client.log_text(run_id, _critiques(rollout, shown), f"{stem}_critiques.html")
         unscored = numbers.pictures - len(numbers.totals)
         title = f"Round {rollout.epoch}: rewards of {numbers.pictures} pictures, {unscored} unscored"
-        bounds = (0.0, 1.0) if all(0 <= total <= 1 for total in numbers.totals) else None
-        client.log_image(run_id, histogram(numbers.totals, title, bounds), f"{stem}_rewards.png")
+        _log_histogram(client, run_id, numbers.totals, title, (0.0, 1.0), f"{stem}_rewards.png")
+        for aspect, scores in numbers.aspects.items():
+            title = f"Round {rollout.epoch}: {aspect} of {len(scores)} of {numbers.pictures} pictures"
+            path = f"{stem}_aspect_{re.sub(r'[^A-Za-z0-9_.-]', '_', aspect)}.png"
+            _log_histogram(client, run_id, scores, title, SCORE_RANGE, path)
         _log_table(client, run_id, _table(rollout), f"{stem}_table.json")
 
-    def _sheet(self, rollout: Rollout) -> Image.Image:
+    def _shown(self, rollout: Rollout) -> list[list[int]]:
+        """The pictures to show: the first groups, the best pictures of each first."""
         members: dict[str, list[int]] = {}
         for index, group in enumerate(rollout.groups):
             members.setdefault(group, []).append(index)
-        rewards, witness = _numbers(rollout.rewards.total), _witness(rollout)
+        rewards = _numbers(rollout.rewards.total)
 
         def order(index: int) -> float:
             reward = rewards[index]
             return math.inf if reward is None else -reward
 
-        def caption(index: int) -> str:
-            reward, truth = rewards[index], witness[index]
-            text = "unscored" if reward is None else f"{reward:.2f}"
-            return text if truth is None else f"{text}, witness {truth:.2f}"
+        return [sorted(indices, key=order)[: self.max_copies] for indices in list(members.values())[: self.max_groups]]
 
-        rows = []
-        for indices in list(members.values())[: self.max_groups]:
-            best = sorted(indices, key=order)[: self.max_copies]
-            rows.append(Row(rollout.prompts[best[0]], [rollout.images[i] for i in best], [caption(index) for index in best]))
-        return contact_sheet(rows, side=112)
+
+def _sheet(rollout: Rollout, shown: list[list[int]]) -> Image.Image:
+    rewards, witness = _numbers(rollout.rewards.total), _witness(rollout)
+
+    def caption(index: int) -> str:
+        reward, truth = rewards[index], witness[index]
+        text = "unscored" if reward is None else f"{reward:.2f}"
+        return text if truth is None else f"{text}, witness {truth:.2f}"
+
+    rows = [Row(rollout.prompts[group[0]], [rollout.images[i] for i in group], [caption(i) for i in group]) for group in shown]
+    return contact_sheet(rows, side=112)
+
+
+def _critiques(rollout: Rollout, shown: list[list[int]]) -> str:
+    rewards, witness = rollout.rewards, _witness(rollout)
+    totals, values = _numbers(rewards.total), [_numbers(row) for row in rewards.values]
+    assert rewards.critiques is not None
+    critiques = rewards.critiques
+
+    def scored(index: int) -> Scored:
+        truth = witness[index]
+        return Scored(
+            rollout.images[index],
+            totals[index],
+            rewards.reasons[index],
+            dict(zip(rewards.aspects, values[index], strict=True)),
+            critiques[index].text,
+            "" if truth is None else f"witness {truth:.3f}",
+        )
+
+    groups = [(rollout.prompts[group[0]], [scored(index) for index in group]) for group in shown]
+    return critiques_page(groups, f"Round {rollout.epoch}: pictures and critiques")
+
+
+def _log_histogram(
+    client: MlflowClient, run_id: str, values: list[float], title: str, usual: tuple[float, float], path: str
+) -> None:
+    """A histogram over the usual range, so that rounds compare, or over that of the values where they leave it."""
+    low, high = usual
+    bounds = usual if all(low <= value <= high for value in values) else None
+    client.log_image(run_id, histogram(values, title, bounds), path)
 
 
 def _of_all_processes(numbers: _Numbers, world_size: int) -> _Numbers:

@@ -142,10 +142,16 @@ class RefinementWriter(Callback):
         self.gallery = gallery
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the folder and start the file anew."""
+        """Make the folder and start the files anew."""
         folder = writable_folder(self.output_dir)
         (folder / "pictures").mkdir(exist_ok=True)
         self._path(trainer.global_rank).write_text("", encoding="utf-8")
+        if trainer.is_global_zero:
+            # left by a killed run on more processes; the other ranks of this run empty their own
+            own = {self._path(rank) for rank in range(trainer.world_size)}
+            for path in folder.glob("refinements.rank*.jsonl"):
+                if path not in own:
+                    path.unlink()
 
     def _path(self, rank: int) -> Path:
         return Path(self.output_dir) / ("refinements.jsonl" if rank == 0 else f"refinements.rank{rank}.jsonl")
@@ -215,7 +221,7 @@ class RefinementWriter(Callback):
 
 
 class EvaluationWriter(Callback):
-    """Writes ``judgements.jsonl`` (one row per pair) and ``evaluation.json`` (the metrics).
+    """Writes ``judgements.jsonl`` (one row per pair, in the order of the pairs) and ``evaluation.json`` (the metrics).
 
     Args:
         output_dir: Where to.
@@ -225,15 +231,18 @@ class EvaluationWriter(Callback):
         self.output_dir = output_dir
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the folder."""
-        writable_folder(self.output_dir)
+        """Make the folder, without what an earlier run left in it."""
+        folder = writable_folder(self.output_dir)
+        if trainer.is_global_zero:
+            for path in (folder / "judgements.jsonl", folder / "evaluation.json", *folder.glob("judgements.rank*.jsonl")):
+                path.unlink(missing_ok=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both files."""
+        """Write both files: the first process, whose module has the judgements of all."""
+        if not trainer.is_global_zero:
+            return
         folder = Path(self.output_dir)
-        rank = "" if trainer.is_global_zero else f".rank{trainer.global_rank}"
         rows: list[dict[str, Any]] = pl_module.rows  # type: ignore[assignment]
-        (folder / f"judgements{rank}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        if trainer.is_global_zero:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        (folder / "judgements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")

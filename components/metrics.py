@@ -42,6 +42,40 @@ def clustered_bootstrap(values: Tensor, clusters: Tensor, samples: int = 2000, s
     return low, high
 
 
+def within_group_correlation_interval(
+    first: Tensor, second: Tensor, groups: Tensor, samples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of :func:`~rationalrewards.components.rewards.within_group_correlation`, resampling whole groups.
+
+    Args:
+        first: ``[n]``, NaN where unscored.
+        second: ``[n]``, likewise; a sample counts where both are scored.
+        groups: Group identity ``[n]``.
+        samples: Bootstrap samples; those in which nothing varies inside groups are left out.
+        seed: Seed.
+    """
+    both = ~(first.isnan() | second.isnan()).cpu()
+    a, b = first.cpu()[both].double(), second.cpu()[both].double()
+    if len(a) == 0:
+        return float("nan"), float("nan")
+    _, index = groups.cpu()[both].unique(return_inverse=True)
+    count = int(index.max()) + 1
+
+    def by_group(values: Tensor) -> Tensor:
+        return torch.zeros(count, dtype=torch.float64).index_add_(0, index, values)
+
+    sizes = by_group(torch.ones_like(a))
+    a, b = a - (by_group(a) / sizes)[index], b - (by_group(b) / sizes)[index]
+    drawn = torch.randint(count, (samples, count), generator=torch.Generator().manual_seed(seed))
+    product, left, right = (by_group(values)[drawn].sum(dim=1) for values in (a * b, a * a, b * b))
+    scale = (left * right).sqrt()
+    found = (product / scale)[scale > 1e-12]
+    if len(found) == 0:
+        return float("nan"), float("nan")
+    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
 class PairAccuracy(Metric):
     """Accuracy of a judge on decided preference pairs, over both orders.
 

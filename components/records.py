@@ -1,4 +1,4 @@
-"""The record types that every stage reads and writes: the same on disk, in a batch and in MLflow.
+"""The record types that every stage reads and writes: the same in memory, in a batch and on disk.
 
 All are frozen dataclasses that go to JSON and back. Pictures are held as file paths; a path in a file may be relative to that
 file. What could not be scored is :class:`Unscored`, a type of its own, never a number.
@@ -21,7 +21,7 @@ Task = Literal["t2i", "edit"]
 TASKS: tuple[Task, ...] = ("t2i", "edit")
 
 SCORE_RANGE = (1.0, 4.0)
-"""Range of an aspect score (``paper.md`` 1.7)."""
+"""Range of an aspect score (arXiv 2604.11626)."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Critique:
         return found.justification if found is not None else ""
 
     def reward(self) -> float | Unscored:
-        """Mean over applicable aspects, each clamped to [1, 4], mapped to [0, 1] (``paper.md`` 1.9).
+        """Mean over applicable aspects (arXiv 2604.11626, Eq. 13), each clamped to [1, 4], mapped to [0, 1].
 
         Returns:
             A number in [0, 1]; :class:`Unscored` if any aspect is unscored (a mean over what happened to be parsed would be
@@ -160,7 +160,7 @@ class PairCritique:
         return mean_reward([a.score_a for a in judged]), mean_reward([a.score_b for a in judged])
 
     def verdict(self) -> Verdict | Unscored:
-        """Which picture has the higher reward; the written winners are ignored (``paper.md`` 6.5)."""
+        """Which picture has the higher reward; the written winners are ignored, as in the paper's evaluation code."""
         a, b = self.rewards()
         if isinstance(a, Unscored):
             return a

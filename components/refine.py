@@ -1,4 +1,4 @@
-"""Generate, critique, rewrite, generate again: better pictures without training (``paper.md`` 4), and the arms to compare with.
+"""Generate, critique, rewrite, generate again: better pictures without training (arXiv 2604.11626), and the arms to compare with.
 
 Every picture is scored on the *original* request. Arms share their pictures: picture i of a request starts from the same noise in
 every arm. An unscored picture never wins over a scored one.
@@ -29,11 +29,13 @@ class RefineOptions:
         images_per_prompt: Pictures that an arm may make for a request, the first one included.
         threshold: A picture is accepted once every applicable aspect scores at least this (1 to 4).
         seed: Seed of the noise.
+        blank: Red, green and blue (0 to 255) of the blank picture that the blind rewriter is shown.
     """
 
     images_per_prompt: int = 4
     threshold: float = 3.0
     seed: int = 0
+    blank: tuple[int, int, int] = (128, 128, 128)
 
     def __post_init__(self) -> None:
         if self.images_per_prompt < 1:
@@ -74,12 +76,16 @@ class Studio:
         generator: A loaded generator.
         critic: A loaded critic.
         seed: Seed of the noise.
+        blank: Red, green and blue of the blank picture that the blind rewriter is shown.
     """
 
-    def __init__(self, generator: FlowGenerator, critic: Critic, seed: int) -> None:
+    def __init__(
+        self, generator: FlowGenerator, critic: Critic, seed: int, blank: tuple[int, int, int] = (128, 128, 128)
+    ) -> None:
         self.generator = generator
         self.critic = critic
         self.seed = seed
+        self.blank = blank
         self._sources: dict[str, tuple[Image.Image, ...]] = {}
         self._made: dict[tuple[str, str, int], tuple[Image.Image, Critique]] = {}
 
@@ -115,7 +121,7 @@ class Studio:
         Returns:
             One request per record; the original where the critic gave none.
         """
-        blank = Image.new("RGB", (32, 32), (128, 128, 128))
+        blank = Image.new("RGB", (32, 32), self.blank)
         asks = [CritiqueRequest(r.task, r.prompt, blank, self.sources(r)) for r in records]
         return [
             critique.refined_request or record.prompt
@@ -142,9 +148,9 @@ def run_arm(arm: Arm, records: Sequence[PromptRecord], studio: Studio, options: 
     """Take a batch of requests through one arm.
 
     ``base`` makes one picture. ``best_of_n`` makes all from the original request, ``blind_rewrite`` all from a request that was
-    rewritten without seeing a result; the critic picks. ``refine_always_accept`` is the paper's loop: rewrite from the critique
-    while an aspect is below the threshold, and take the last picture, one rewrite at most. ``refine_keep_best`` goes on until a
-    picture is accepted or the budget is spent, and keeps the best.
+    rewritten without seeing a result; the critic picks. The two others rewrite from the critique until a picture is accepted or the
+    budget is spent: ``refine_always_accept`` takes the last picture (with two pictures, the paper's loop), ``refine_keep_best`` the
+    best.
 
     Raises:
         ValueError: If there is no such arm.
@@ -161,9 +167,8 @@ def run_arm(arm: Arm, records: Sequence[PromptRecord], studio: Studio, options: 
             trace.made = [Made(0, request, *next(results)) for _ in range(copies)]
             trace.chosen, trace.stop = best(trace.made), "budget"
         return traces
-    rounds = min(2, options.images_per_prompt) if arm == "refine_always_accept" else options.images_per_prompt
     going = list(traces)
-    for number in range(rounds):
+    for number in range(options.images_per_prompt):
         wanted = [(trace.record, _next_request(trace), number) for trace in going]
         for trace, (_, request, _), (image, critique) in zip(going, wanted, studio.make(wanted), strict=True):
             trace.made.append(Made(number, request, image, critique))

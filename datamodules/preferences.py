@@ -34,9 +34,20 @@ class PreferenceDataModule(LightningDataModule):
         self.pairs: list[Preference] = []
 
     def setup(self, stage: str) -> None:
-        """Read all files."""
+        """Read all files.
+
+        Raises:
+            ValueError: If there are no pairs, or two files share an id.
+        """
         if not self.pairs:
-            pairs = [pair for path in self.paths for pair in read_preferences(Path(path))]
+            pairs, found = [], {}
+            for path in self.paths:
+                for pair in read_preferences(Path(path)):
+                    if found.setdefault(pair.id, path) != path:
+                        raise ValueError(
+                            f"id {pair.id!r} is in {found[pair.id]} and in {path}; ids name pairs in ledgers and results: rename it in one"
+                        )
+                    pairs.append(pair)
             self.pairs = [pair for pair in pairs if not (self.decided_only and pair.winner == "tie")][: self.limit]
             if not self.pairs:
                 raise ValueError(f"{', '.join(self.paths)}: no pairs" + (" without a tie" if self.decided_only else ""))

@@ -29,7 +29,7 @@ Row = tuple[list[Message], str]
 
 
 class RationaleDistillModule(RewardsModule):
-    """Token cross-entropy on the critique, given the request without the label (``paper.md`` 1.6).
+    """Token cross-entropy on the critique, given the request without the label (arXiv 2604.11626, phase 3).
 
     Args:
         path: Folder or hub id of the student, e.g. ``Qwen/Qwen3-VL-8B-Instruct``.
@@ -38,7 +38,8 @@ class RationaleDistillModule(RewardsModule):
         scheduler: Learning-rate scheduler, stepped every optimizer step.
         freeze_vision: Freeze the vision tower (the paper does).
         freeze_projector: Freeze the projector between vision and text (the paper does).
-        lora_rank: Train a LoRA of this rank on the language model's linear layers instead of its weights.
+        lora_rank: Train a LoRA of this rank on the language model's linear layers instead of its weights; vision tower and projector
+            then stay frozen whatever the two above say.
         lora_alpha: Scale of the LoRA.
         dtype: Weight type.
         gradient_checkpointing: Trade compute for memory.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from rationalrewards.components.chat import ChatModel
@@ -18,13 +20,16 @@ from .base import RewardsModule
 Judged = Verdict | Unscored
 Scores = tuple[dict[str, float | None], dict[str, float | None]]
 """Aspect scores of both pictures; ``None`` where unscored or not applicable."""
+_Judgement = tuple[Preference, dict[str, Any], float, float]
+"""A pair, its row, and the codes of the verdicts with A and with B shown first."""
 
 
 class RewardEvaluationModule(RewardsModule):
     """Accuracy on decided pairs: every pair that could not be judged counts as wrong.
 
     Give either ``reward`` (each picture is scored alone and the totals are compared) or ``judge`` (both pictures are shown
-    together, in both orders).
+    together, in both orders). Every pair counts once, also on several processes, where Lightning's sampler gives some pairs to two of
+    them; each process then has all judgements in ``rows``, in the order of the pairs.
 
     Args:
         reward: Any reward model.
@@ -46,7 +51,8 @@ class RewardEvaluationModule(RewardsModule):
         self.reward = reward
         self.judge = Critic(judge, CritiqueFormat(rubric), max_tokens) if judge is not None else None
         self.accuracy = PairAccuracy()
-        self.rows: list[dict[str, object]] = []
+        self.rows: list[dict[str, Any]] = []
+        self._judged: list[_Judgement] = []
 
     def configure_model(self) -> None:
         """Load the judge."""
@@ -55,7 +61,7 @@ class RewardEvaluationModule(RewardsModule):
     def on_test_start(self) -> None:
         """Move a judge that runs in this process to this rank's device, and start a new count."""
         (self.reward or self.judge).load(self.device)  # type: ignore[union-attr]
-        self.rows = []
+        self.rows, self._judged = [], []
 
     def test_step(self, batch: Sequence[Preference], batch_idx: int) -> None:
         """Judge a batch of pairs."""
@@ -67,14 +73,9 @@ class RewardEvaluationModule(RewardsModule):
                 "label": pair.label,
                 "verdict": _name(one),
                 "swapped": _name(other),
+                "scores": scored,
             }
-            self.rows.append({**row, "scores": scored})
-        self.accuracy.update(
-            torch.tensor([pair.label for pair in batch], device=self.device),
-            torch.tensor([_code(verdict) for verdict in first], device=self.device),
-            torch.tensor([_code(verdict) for verdict in second], device=self.device),
-            torch.tensor([int(pair.group, 16) % 2**62 for pair in batch], device=self.device),
-        )
+            self._judged.append((pair, row, _code(one), _code(other)))
 
     def _pointwise(self, pairs: Sequence[Preference]) -> tuple[list[Judged], list[Judged], list[Scores]]:
         assert self.reward is not None
@@ -111,11 +112,31 @@ class RewardEvaluationModule(RewardsModule):
         return [answer.verdict() for answer in answers[::2]], list(swapped), scores  # type: ignore[return-value]
 
     def on_test_epoch_end(self) -> None:
-        """Log accuracy, its interval, order consistency and the unscored share."""
+        """Log accuracy, its interval, the unscored share and, of a judge of pairs, order consistency."""
+        judged = list({entry[0]: entry for entry in _of_all_processes(self._judged)}.values())
+        self.rows = [row for _, row, _, _ in judged]
+        share = judged[self.global_rank :: self.trainer.world_size]  # the metric adds up the processes' shares
+        self.accuracy.update(
+            torch.tensor([pair.label for pair, _, _, _ in share], device=self.device),
+            torch.tensor([code for _, _, code, _ in share], device=self.device),
+            torch.tensor([code for _, _, _, code in share], device=self.device),
+            torch.tensor([int(row["group"], 16) % 2**62 for _, row, _, _ in share], device=self.device),
+        )
         result = self.accuracy.compute()
         self.accuracy.reset()
+        if self.judge is None:  # scoring alone has no order
+            del result["order_consistency"]
         for name, value in result.items():
             self.log(f"test/{name}", value, rank_zero_only=False)
+
+
+def _of_all_processes(judged: list[_Judgement]) -> list[_Judgement]:
+    """Every process's judgements; in turn, as Lightning's sampler deals out the pairs, which puts them back into their order."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return judged
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, judged)
+    return [one for turn in zip_longest(*gathered) for one in turn if one is not None]
 
 
 def _code(verdict: Judged) -> float:

@@ -13,7 +13,7 @@ from .base import RewardsModule
 
 
 class RationalizeModule(RewardsModule):
-    """Writes rationales for preference pairs and keeps those that predict the preference (``paper.md`` 1.3 to 1.5).
+    """Writes rationales for preference pairs and keeps those that predict the preference (arXiv 2604.11626, 2.1).
 
     Run with ``predict`` and a ``RationaleWriter`` callback, which gives the module its ledger and writes what survives.
 

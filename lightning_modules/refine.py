@@ -61,5 +61,5 @@ class RefineLoop(RewardsModule):
 
     def predict_step(self, batch: Sequence[PromptRecord], batch_idx: int) -> list[Trace]:
         """Take a batch of requests through every arm."""
-        studio = Studio(self.generator, self.critic, self.options.seed)
+        studio = Studio(self.generator, self.critic, self.options.seed, self.options.blank)
         return [trace for arm in self.arms for trace in run_arm(arm, batch, studio, self.options)]

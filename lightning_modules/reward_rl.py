@@ -1,15 +1,17 @@
-"""Reward RL: the critic's scores train the generator (DiffusionNFT, ``paper.md`` 3.2)."""
+"""Reward RL: the critic's scores train the generator (DiffusionNFT, arXiv 2509.16117)."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from PIL import Image
 from rationalrewards.components.critic import CritiqueRequest
 from rationalrewards.components.generation import FlowGenerator, Recording, policies
@@ -85,7 +87,8 @@ class RewardRLModule(RewardsModule):
         train_flat_groups: Keep groups whose members all scored the same (only the KL term acts on them).
         min_valid: Fewest scored members of a group that gives a signal; default half of it.
         min_resolution: Smallest within-group correlation of reward and witness in the first round, where there is a witness;
-            without one, matched requests must score above shuffled ones by two standard errors. ``None`` trains on anything.
+            without one, matched requests must score above shuffled ones by two standard errors, and the within-group correlation of
+            the scores with those of the same pictures under invisible noise must be as large. ``None`` trains on anything.
         seed: Seed of all noise.
     """
 
@@ -134,9 +137,19 @@ class RewardRLModule(RewardsModule):
     # -- set-up ----------------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Load the pipeline, add the policies; only the denoiser becomes part of this module."""
+        """Load the pipeline, add the policies; only the denoiser becomes part of this module.
+
+        Raises:
+            ValueError: Under a strategy that splits weights or keeps them in its own form, which the policies' exchange does not know.
+        """
         if self.denoiser is not None:
             return
+        strategy = None if self._trainer is None else self.trainer.strategy
+        if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+            raise ValueError(
+                f"RewardRLModule trains on one device or, as every process holds the whole LoRA, with DDP; {type(strategy).__name__} is "
+                "not supported: use -c configs/trainer/ddp.yaml"
+            )
         self.generator.load()
         self._base = _fingerprint(self.generator.denoiser)
         self.generator.prepare_training(self.seed)
@@ -292,6 +305,19 @@ class RewardRLModule(RewardsModule):
                 f"{len(gap)} scored): the reward does not read the request. Check the critic's rubric and weights, or set "
                 "min_resolution: null to go on all the same"
             )
+        noisy = [
+            replace(request, image=_with_invisible_noise(request.image, seed_for(*self._key(record, copy, "invisible noise"))))
+            for request, record, copy in zip(requests, rollout.records, rollout.copies, strict=True)
+        ]
+        steady = within_group_correlation(
+            _everywhere(rollout.rewards.total), _everywhere(self.reward.score(noisy).total), _gather(rollout.groups)
+        )
+        if not steady >= self.min_resolution:
+            raise NoResolutionError(
+                f"within groups, the scores correlate by {steady:.2f} with those of the same pictures under noise that nobody sees, below "
+                f"min_resolution {self.min_resolution:g}: they rank the pictures of one request by chance. Train a better critic, or set "
+                "min_resolution: null to go on all the same"
+            )
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """DiffusionNFT on one micro-batch at one noise level per picture."""
@@ -329,7 +355,7 @@ class RewardRLModule(RewardsModule):
         return (weights * loss).sum() / len(samples)
 
     def _sigmas(self, samples: Sequence[tuple[PromptRecord, int]], visit: int, schedule: Sequence[float]) -> Tensor:
-        """Each picture's noise level at a visit: its own permutation of the sampler's schedule (``paper.md`` 3.2)."""
+        """Each picture's noise level at a visit: its own permutation of the sampler's schedule, as in DiffusionNFT's code."""
         levels = torch.tensor(schedule)
         chosen = []
         for record, copy in samples:
@@ -416,6 +442,12 @@ class RewardRLModule(RewardsModule):
             raise ValueError(f"the checkpoint lacks {len(missing)} adapter weights, first {missing[0]!r}; other LoRA settings?")
         self._skipped = stored["skipped"]
         self._checked_resolution = stored["checked_resolution"]
+
+
+def _with_invisible_noise(image: Image.Image, seed: int) -> Image.Image:
+    """The picture with every value moved by at most 2 of 255."""
+    noise = np.random.default_rng(seed).integers(-2, 3, size=(image.height, image.width, 3))
+    return Image.fromarray(np.clip(np.asarray(image.convert("RGB")).astype(int) + noise, 0, 255).astype(np.uint8))
 
 
 def _gather(values: list[T]) -> list[T]:

@@ -14,7 +14,7 @@ class CosineWithWarmup(LambdaLR):
     With ``w = ceil(warmup * total_steps)`` warm-up steps, step ``s`` runs at the optimizer's learning rate times ``s / w`` during
     the warm-up, and times ``final + (1 - final) * (1 + cos(pi * (s - w) / (total_steps - w))) / 2`` after it: what the
     transformers Trainer does for ``lr_scheduler_type: cosine`` with a ``warmup_ratio``, and so what the paper's recipe does
-    (``paper.md`` 2.2). Steps beyond ``total_steps`` stay at ``final``.
+    (``rationalrewards_full_sft.yaml`` in TIGER-AI-Lab/RationalRewards). Steps beyond ``total_steps`` stay at ``final``.
 
     Args:
         optimizer: The optimizer.

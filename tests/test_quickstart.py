@@ -48,8 +48,8 @@ CONTRACT: dict[str, set[str]] = {
 """The keys that others rely on."""
 
 RATES = {
-    "critic": ("pair_accuracy", "unscored_rate", "untrained_pair_accuracy"),
-    "rationales": ("kept_rate",),
+    "critic": ("pair_accuracy", "unscored_rate", "tie_rate", "untrained_pair_accuracy", "untrained_tie_rate"),
+    "rationales": ("kept_rate", "right_label_pass_rate", "wrong_label_pass_rate"),
     "rl": ("exact_before", "exact_after"),
     "refine": ("base", "best_of_n", "blind_rewrite", "refine_keep_best", "harm_rate"),
 }
@@ -127,9 +127,17 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
         assert keys <= summary[section].keys(), section
     for section, names in RATES.items():
         for name in names:
-            rate, (low, high) = summary[section][name], summary[section][f"{name}_ci95"]
+            rate = summary[section][name]
+            if rate is None:  # no case, no rate: of so few pairs none may be in the control
+                assert summary[section][f"{name}_n"] == 0
+                continue
+            low, high = summary[section][f"{name}_ci95"]
             # the Wilson interval of 0 or 1 ends there but for rounding
             assert 0.0 <= low <= rate + 1e-9 and rate - 1e-9 <= high <= 1.0, (section, name)
+    critic = summary["critic"]
+    assert critic["aspect_mae"].keys() == critic["aspect_mae_ci95"].keys() == critic["aspect_mae_n"].keys()
+    assert critic["within_group_corr_n"] <= SIZES["eval-prompts"] * SIZES["eval-copies"]
+    assert "within_group_corr_ci95" in critic and summary["rl"]["stopped"] == ""
     assert summary["rationales"]["pairs"] == SIZES["pairs"]
     assert summary["rationales"]["kept"] + sum(summary["rationales"]["reasons"].values()) == SIZES["pairs"]
     assert 0 < summary["critic"]["n_pairs"] <= SIZES["test-pairs"]
@@ -154,6 +162,13 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
     # RL went on in the run that was interrupted
     assert names == ["distill", "evaluate", "evaluate untrained", "rationalize", "refine", "rl"]
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+    # what the stages made is kept with their runs, all of it inside the folder
+    uploaded = {run.info.run_name: {file.path for file in client.list_artifacts(run.info.run_id)} for run in children}
+    assert {"critic", "config"} <= uploaded["distill"] and {"lora", "history.jsonl", "rollouts"} <= uploaded["rl"]
+    assert {"gallery.html", "refinements.jsonl"} <= uploaded["refine"] and "judgements.jsonl" in uploaded["evaluate"]
+    assert "rationales.jsonl" in uploaded["rationalize"]
+    assert all(run.info.artifact_uri.startswith(out.resolve().as_uri()) for run in runs)
 
     other = run_python(command(out, **{"eval-prompts": 7}), timeout=120)
     assert other.returncode == 1

@@ -83,7 +83,7 @@ def _read(path: Path) -> ChatReply | None:
     """A kept answer; ``None`` if there is none that can be read (half a file on a full disk is as good as none)."""
     try:
         return ChatReply(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):  # damaged bytes and damaged JSON are both ValueErrors
         return None
 
 

@@ -1,4 +1,4 @@
-"""Reading critiques: tolerant of the variants in ``paper.md`` 1.8, and never inventing a score.
+"""Reading critiques: tolerant of how the paper (arXiv 2604.11626, appendix C) and its code vary, and never inventing a score.
 
 A score is only ever a number that stands at a score position; what is missing or out of range is ``Unscored`` with its reason.
 """
@@ -92,7 +92,7 @@ def parse(text: str, task: Task, rubric: Rubric | None = None) -> Critique:
         judged,
         summary=_text(sections.top, "summary"),
         refinement_comments=_text(sections.top, "refinement_comments"),
-        refined_request=_text(sections.top, "refined_request"),
+        refined_request=_refined_request(sections.top),
         analysis=_text(sections.top, "analysis"),
         text=text,
     )
@@ -245,6 +245,12 @@ def _field(line: str) -> tuple[str, str]:
 
 def _text(fields: dict[str, list[str]], name: str) -> str:
     return "\n".join(fields.get(name, [])).strip()
+
+
+def _refined_request(fields: dict[str, list[str]]) -> str:
+    """The rewritten request; "N/A", whatever follows it, is none."""
+    text = _text(fields, "refined_request")
+    return "" if _NOT_APPLICABLE.match(text.partition("\n")[0]) else text
 
 
 def _score(fields: dict[str, list[str]], name: str, aspect: Aspect) -> Score:

@@ -1,4 +1,4 @@
-"""What a teacher is asked in the stages of PARROT (``paper.md`` 1.3 to 1.6), in our own wording.
+"""What a teacher is asked in the stages of PARROT (arXiv 2604.11626, section 2.1 and appendix C), in our own wording.
 
 A teacher sees the preference label in the anchored request only; nothing asked of the student ever carries it.
 """
@@ -29,7 +29,7 @@ def anchor_messages(
     images: tuple[Image.Image, Image.Image],
     label: Verdict,
 ) -> list[Message]:
-    """Anchored generation: the student's pairwise request plus one line with the label (``paper.md`` 1.3)."""
+    """Anchored generation: the student's pairwise request plus one line with the label (appendix C.1)."""
     system, user = format.pairwise_messages(task, prompt, sources, images)
     hint = f"{HINT} {_PREFERRED[label]}. Explain what in the pictures leads to it; do not mention that you were told."
     return [system, {"role": "user", "content": [*user["content"], text_part(hint)]}]
@@ -71,7 +71,7 @@ def project_messages(
     comment: str,
     which: str,
 ) -> list[Message]:
-    """Pointwise projection: judge one picture alone, with the validated comparison as a reference (``paper.md`` 1.5)."""
+    """Pointwise projection: judge one picture alone, with the validated comparison as a reference (appendix C.3)."""
     system, user = format.pointwise_messages(task, prompt, sources, image)
     reference = (
         f"<{COMMENT_TAG}>\n{comment}\n</{COMMENT_TAG}>\nThis picture is Image {which} in the reference comment above. Judge it as if "
@@ -81,7 +81,7 @@ def project_messages(
 
 
 def refine_messages(task: Task, prompt: str, sources: Sequence[Image.Image], image: Image.Image, critique: str) -> list[Message]:
-    """Refinement: rewrite the request from a critique of its picture (``paper.md`` 1.5, last point)."""
+    """Refinement: rewrite the request from a critique of its picture (the paper shows no prompt for it)."""
     parts = [image_part(picture) for picture in (*sources, image)]
     question = (
         f"{quote_request(prompt)}\n<{COMMENT_TAG}>\n{critique}\n</{COMMENT_TAG}>\n"
@@ -92,7 +92,7 @@ def refine_messages(task: Task, prompt: str, sources: Sequence[Image.Image], ima
 
 
 def mask_comment(format: CritiqueFormat, text: str, task: Task, show: str) -> str:
-    """A pairwise critique with part of it hidden, for the consistency check (``paper.md`` 1.4 names the choice).
+    """A pairwise critique with part of it hidden, for the consistency check; the paper's shows all of it (appendix C.2).
 
     Args:
         format: The critique's format.

@@ -1,4 +1,4 @@
-"""Policy, old policy and reference in one model: two LoRA adapters of one base, or none of them (``online-rl.md`` 5.3)."""
+"""Policy, old policy and reference in one model: two LoRA adapters of one base, or none of them."""
 
 from __future__ import annotations
 

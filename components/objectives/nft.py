@@ -1,4 +1,7 @@
-"""DiffusionNFT (arXiv 2509.16117) as RationalRewards trains with it (``paper.md`` 3.2)."""
+"""DiffusionNFT (arXiv 2509.16117) as the code of RationalRewards (arXiv 2604.11626) trains with it.
+
+Algorithm 1 of that paper leaves out the weights of the errors and the distance to the reference; its code has both.
+"""
 
 from __future__ import annotations
 
@@ -61,5 +64,5 @@ def kl_loss(v: Tensor, v_reference: Tensor) -> Tensor:
 
 
 def old_policy_decay(step: int, rate: float = 0.001, maximum: float = 0.5) -> float:
-    """Decay of the old policy after an optimizer step: ``min(rate * step, maximum)`` (type 1 of ``paper.md`` 3.2)."""
+    """Decay of the old policy after an optimizer step: ``min(rate * step, maximum)`` (type 1 in DiffusionNFT's code)."""
     return min(rate * step, maximum)

@@ -1,8 +1,11 @@
-"""The gallery: what every arm of the refine loop made of every request."""
+"""Pictures with what a critic said of them: the refine loop's gallery, and a round of RL."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
 
 from ..records import SCORE_RANGE, Candidate, Refinement
 from .markup import Html, changed_words, join, page, picture, scrolling, signed, tag, words
@@ -48,6 +51,16 @@ _STYLE = """
   .candidates { gap: .5rem; } .candidate { width: calc(50% - .25rem); } .arm { width: 100%; } }
 """
 
+_CRITIQUES_STYLE = (
+    _STYLE
+    + """
+.request > .candidates { margin-top: .75rem; }
+.candidate { width: 16.5rem; }
+.candidate pre { max-height: 20rem; overflow: auto; padding: .4rem 0 0; }
+@media (max-width: 30rem) { .candidate { width: 100%; } }
+"""
+)
+
 # Everything it needs stands in data attributes: no text of a record is ever read as code.
 _SCRIPT = """
 (() => {
@@ -89,6 +102,68 @@ _SCRIPT = """
   apply();
 })();
 """
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A picture of a round and its score.
+
+    Args:
+        image: The picture.
+        reward: Its reward; None where unscored.
+        unscored: Why it is unscored.
+        aspects: Score of every aspect, 1 to 4; None where there is none.
+        critique: What the critic wrote.
+        note: Short text beside the reward, e.g. another reward.
+    """
+
+    image: Image.Image
+    reward: float | None
+    unscored: str = ""
+    aspects: Mapping[str, float | None] = field(default_factory=dict)
+    critique: str = ""
+    note: str = ""
+
+
+def critiques_page(groups: Sequence[tuple[str, Sequence[Scored]]], title: str, max_side: int = 384) -> str:
+    """A page of pictures, each with its reward, its scores and its critique.
+
+    Args:
+        groups: Requests with their pictures, in the order in which they are shown.
+        title: Heading of the page.
+        max_side: Larger pictures are reduced to this many pixels a side.
+
+    Returns:
+        HTML that needs no network.
+    """
+    pictures = sum(len(scored) for _, scored in groups)
+    articles = [
+        tag(
+            "article",
+            tag("header", tag("h2", prompt, class_="text")),
+            tag(
+                "ol",
+                *(_scored(prompt, made, number, max_side) for number, made in enumerate(group, start=1)),
+                class_="candidates",
+            ),
+            class_="request",
+        )
+        for prompt, group in groups
+    ]
+    counts = tag("p", f"Requests: {len(groups)} · pictures: {pictures}", class_="quiet")
+    return page(title, join(tag("h1", title), counts, tag("main", *articles)), _CRITIQUES_STYLE)
+
+
+def _scored(prompt: str, made: Scored, number: int, max_side: int) -> Html:
+    said = tag("details", tag("summary", "Critique"), tag("pre", made.critique, tabindex=0), open=True)
+    return tag(
+        "li",
+        picture(made.image, f"Picture {number} for: {prompt}", max_side),
+        _reward(made.reward, made.unscored, tag("span", made.note, class_="quiet") if made.note else None),
+        _aspects(made.aspects),
+        said if made.critique.strip() else None,
+        class_="candidate",
+    )
 
 
 def _chosen(record: Refinement) -> Candidate | None:
@@ -242,11 +317,6 @@ def _arm(record: Refinement, max_side: int) -> Html:
 
 def _candidate(record: Refinement, candidate: Candidate, number: int, total: int, chosen: bool, max_side: int) -> Html:
     badge = tag("span", "\u2713 chosen", class_="badge") if chosen else None
-    if candidate.reward is None:
-        reason = f"unscored: {candidate.unscored or 'no reason recorded'}"
-        reward = join(tag("div", badge, class_="line") if badge else None, tag("div", reason, class_="unscored text"))
-    else:
-        reward = tag("div", tag("span", f"reward {candidate.reward:.3f}", class_="reward"), badge, class_="line")
     same = candidate.request == record.prompt
     request = (
         tag("p", "original request", class_="said quiet")
@@ -258,14 +328,23 @@ def _candidate(record: Refinement, candidate: Candidate, number: int, total: int
         "li",
         picture(candidate.image, f"{words(record.arm)}, picture {number} of {total} for: {candidate.request}", max_side),
         tag("div", f"{number} of {total} · round {candidate.round}", class_="line quiet"),
-        reward,
-        tag("div", *(_aspect(key, value) for key, value in candidate.aspects.items()), class_="aspects")
-        if candidate.aspects
-        else None,
+        _reward(candidate.reward, candidate.unscored, badge),
+        _aspects(candidate.aspects),
         request,
         critique,
         class_="candidate chosen" if chosen else "candidate",
     )
+
+
+def _reward(reward: float | None, unscored: str, beside: Html | None) -> Html:
+    if reward is None:
+        reason = tag("div", f"unscored: {unscored or 'no reason recorded'}", class_="unscored text")
+        return join(tag("div", beside, class_="line") if beside else None, reason)
+    return tag("div", tag("span", f"reward {reward:.3f}", class_="reward"), beside, class_="line")
+
+
+def _aspects(aspects: Mapping[str, float | None]) -> Html | None:
+    return tag("div", *(_aspect(key, value) for key, value in aspects.items()), class_="aspects") if aspects else None
 
 
 def _aspect(key: str, value: float | None) -> Html:

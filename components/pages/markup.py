@@ -74,16 +74,16 @@ SMALL = 160
 """Pictures with no side longer than this (pixels) are kept without loss and enlarged with hard pixels."""
 
 
-def picture(path: str | Path, alt: str, max_side: int = 640) -> Html:
+def picture(image: str | Path | Image.Image, alt: str, max_side: int = 640) -> Html:
     """A picture as an ``<img>`` with a ``data:`` URI, or a box that says why it cannot be shown.
 
     Args:
-        path: Picture file.
+        image: Picture, or its file.
         alt: What stands for the picture where it is not seen.
         max_side: Longer pictures are reduced to this many pixels, so that a page of photographs can still be opened.
     """
     try:
-        image = open_picture(path)
+        image = image.convert("RGB") if isinstance(image, Image.Image) else open_picture(image)
     except ValueError as error:
         return tag("div", str(error), class_="missing", role="img", aria_label=alt)
     small = max(image.size) <= SMALL

@@ -70,7 +70,7 @@ _RATIONALES = (
     _Figure("anchored", "Anchored rationales", "count"),
     _Figure("kept", "Kept", "count"),
     _Figure("kept_rate", "Share kept", "share", "pairs"),
-    _Figure("right_label_pass_rate", "Right labels that pass", "share", "pairs", optional=True),
+    _Figure("right_label_pass_rate", "Right labels that pass (control)", "share", "control_pairs", optional=True),
     _Figure("wrong_label_pass_rate", "Wrong labels that pass (control)", "share", "control_pairs", optional=True),
     _Figure("control_pairs", "Control pairs", "count", optional=True),
 )
@@ -115,6 +115,7 @@ nav a { color: var(--accent); }
   align-items: start; }
 .columns > * { min-width: 0; }
 h3 + .scroll, .columns + .columns { margin-top: .4rem; }
+.scroll + h3 { margin-top: 1.25rem; }
 td.plot, th.plot { padding-left: .5rem; white-space: nowrap; }
 td .bar { width: 8rem; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem;
@@ -139,7 +140,7 @@ def report_page(
         summary: The figures, as in ``summary.json``. Beside a figure ``x`` of a section its 95 % interval is read from
             ``x_ci95`` (``[low, high]``) and its number of cases from ``x_n``; or ``x`` is itself
             ``{"value", "ci95", "n"}``. Without ``x_n`` the figures known here take the section's ``n`` (``rl``,
-            ``refine``), ``n_pairs`` (``critic``) or ``pairs`` (``rationales``). Missing figures are shown as "not
+            ``refine``), ``n_pairs`` (``critic``), or ``pairs`` and ``control_pairs`` (``rationales``). Missing figures are shown as "not
             measured", further ones under their own names.
         history: What was logged during RL, one mapping per epoch with ``step`` (or ``epoch``). Missing and null values
             are gaps.
@@ -365,7 +366,14 @@ def _rationales(section: Mapping[str, Any]) -> Html:
         else:
             flat[str(key)] = value
     table = _bars("Reasons", ("Reason", "Pairs"), flat, "count") if flat else None
-    main = _table("rationales", _RATIONALES, section, apart=("reasons",))
+    main = _table("rationales", _RATIONALES, section, apart=("reasons", "stages"))
+    stages = {stage: found for stage, found in _mapping(section, "stages").items() if isinstance(found, Mapping)}
+    if stages:
+        came, passed = ({stage: found.get(key) for stage, found in stages.items()} for key in ("in", "out"))
+        most = max((number for found in came.values() if (number := _number(found)) is not None), default=None)
+        main = join(
+            main, tag("h3", "Pairs that passed each stage"), _bars("Stages", ("Stage", "Passed"), passed, "count", most, came)
+        )
     return _beside(main, "Why pairs were dropped", table)
 
 

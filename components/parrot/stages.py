@@ -1,4 +1,4 @@
-"""PARROT: from preference pairs to rationales that predict the preference (``paper.md`` 1.3 to 1.5).
+"""PARROT: from preference pairs to rationales that predict the preference (arXiv 2604.11626, section 2.1).
 
 Anchor: the teacher writes a comparison knowing the label. Check: without the label, does the comparison lead to it? Project: each
 picture is critiqued alone, and the two totals must order the pair as the label does. Refine: the request is rewritten from each
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from PIL import Image
+
+from rationalrewards import __version__
 
 from ..chat import ChatModel, ChatRequest
 from ..critique import CritiqueFormat
@@ -40,7 +42,7 @@ class ParrotOptions:
 
     Args:
         check_images: Show the pictures to the consistency check. Without them it only re-reads the comment.
-        check_show: What of the comment the check sees. Scores and winners all but give the label away (``paper.md`` 1.4).
+        check_show: What of the comment the check sees. Scores and winners all but give the label away.
         check_votes: Votes of the check; more than one are sampled at ``temperature``.
         check_threshold: Share of votes for the label that a comment needs.
         order_margin: By how much the preferred picture's projected reward (0...1) must be higher.
@@ -284,8 +286,17 @@ def _refine(
             texts.append(format.render(critique, outcome.pair.task))
         if not outcome.reason:
             pair_text = format.render_pair(format.parse_pair(outcome._texts["pair"], outcome.pair.task), outcome.pair.task)
-            provenance = {"teacher": teacher.identity, "seed": options.seed, "check_images": options.check_images}
-            provenance["check_show"] = options.check_show
+            provenance = {
+                "teacher": teacher.identity,
+                "temperature": options.temperature,
+                "seed": options.seed,
+                "check_images": options.check_images,
+                "check_show": options.check_show,
+                "check_votes": options.check_votes,
+                "check_threshold": options.check_threshold,
+                "order_margin": options.order_margin,
+                "version": __version__,
+            }
             outcome.rationale = Rationale(outcome.pair, pair_text, (texts[0], texts[1]), format.fingerprint, provenance)
 
 
@@ -316,22 +327,33 @@ def summarise(outcomes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Counts over outcomes as :meth:`Outcome.as_json` gives them.
 
     Returns:
-        ``pairs``, ``anchored`` (got past the anchor stage), ``kept``, ``kept_rate``, ``reasons`` (``"stage: reason"`` to count) and
-        the control: ``control_pairs``, ``wrong_label_pass_rate``, beside ``right_label_pass_rate`` over the same check.
+        ``pairs``, ``anchored`` (got past the anchor stage), ``kept``, ``kept_rate``, ``stages`` (of each stage, how many pairs went
+        ``in`` and how many came ``out``), ``reasons`` (``"stage: reason"`` to count) and the control, over the pairs whose checks
+        with both labels got an answer: ``control_pairs`` (their number, the n of both rates), ``right_label_pass_rate`` and
+        ``wrong_label_pass_rate`` (``None`` without such pairs).
     """
     rows = list(outcomes)
     reasons = Counter(f"{row['last_stage']}: {row['reason'].split(':')[0]}" for row in rows if row["reason"])
-    anchored = [row for row in rows if row["last_stage"] != "anchor"]
-    checked = [row for row in rows if row["last_stage"] in ("project", "refine")]
-    control = [row["wrong_label_passed"] for row in rows if row["wrong_label_passed"] is not None]
+    reached = [sum(STAGES.index(row["last_stage"]) >= index for row in rows) for index in range(len(STAGES))]
     kept = sum(1 for row in rows if row["kept"])
+    control = [row for row in rows if row["wrong_label_passed"] is not None and (_checked(row) or not _unanswered(row))]
     return {
         "pairs": len(rows),
-        "anchored": len(anchored),
+        "anchored": reached[1],
         "kept": kept,
         "kept_rate": kept / len(rows) if rows else None,
+        "stages": {stage: {"in": n, "out": out} for stage, n, out in zip(STAGES, reached, [*reached[1:], kept], strict=True)},
         "reasons": dict(reasons.most_common()),
-        "right_label_pass_rate": len(checked) / len(rows) if rows else None,
         "control_pairs": len(control),
-        "wrong_label_pass_rate": sum(control) / len(control) if control else None,
+        "right_label_pass_rate": sum(_checked(row) for row in control) / len(control) if control else None,
+        "wrong_label_pass_rate": sum(row["wrong_label_passed"] for row in control) / len(control) if control else None,
     }
+
+
+def _checked(row: Mapping[str, Any]) -> bool:
+    """Whether a pair passed the check."""
+    return row["last_stage"] in ("project", "refine")
+
+
+def _unanswered(row: Mapping[str, Any]) -> bool:
+    return row["reason"].startswith("no answer")

@@ -40,7 +40,7 @@ def group_advantages(
     epsilon: float = 1e-4,
     clip: float = 5.0,
 ) -> Advantages:
-    """``(r - mean) / (std + epsilon)`` inside each group, over its valid members only (``online-rl.md`` 5.4).
+    """``(r - mean) / (std + epsilon)`` inside each group, over its valid members only (laws 3 and 7 in ``docs/architecture.md``).
 
     Args:
         rewards: ``float32 [n]``; NaN marks an unscored sample, which neither votes nor weighs.

@@ -16,7 +16,7 @@ from .base import RewardModel, Rewards
 
 
 class CritiqueReward(RewardModel):
-    """The mean of a critique's applicable aspect scores, mapped to [0, 1] (``paper.md`` 1.9; all four aspects for edits).
+    """The mean of a critique's applicable aspect scores, mapped to [0, 1] (arXiv 2604.11626, Eq. 13; all four for edits).
 
     Args:
         chat: The critic's model.

@@ -3,7 +3,7 @@
 The base knows how to *see* the shapes world and how to read its requests, and nothing else (whole pictures, single places,
 picture k of several, how clean they are, what differs between two pictures). No request is ever compared with
 a picture here and nothing is ever scored, so distillation has to teach judging, as it must with Qwen3-VL-8B-Instruct
-(``house.md``).
+(``docs/architecture.md``, the shapes world).
 
 Captions follow the ground-truth judge's reading of the pixels, not the scene that was drawn: a picture damaged beyond
 recognition is captioned as what it now looks like, and so is a generator's half-finished one.

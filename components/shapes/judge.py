@@ -1,7 +1,8 @@
 """The ground truth of the shapes world: read a picture, and score it against what was asked for.
 
 The judge sees pixels only, so it also reads generated pictures. Per place it finds the nearest clean drawing over all things
-and all shifts of up to one pixel; attributes come from that drawing, quality from the distance to it (``house.md``).
+and all shifts of up to one pixel; attributes come from that drawing, quality from the distance to it
+(how often a person disagrees: ``docs/architecture.md``).
 """
 
 from __future__ import annotations
@@ -128,6 +129,6 @@ def score_edit(edit: Edit, source: Scene, seen: Reading) -> dict[str, float | No
 
 
 def reward(scores: dict[str, float | None]) -> float:
-    """Mean over the applicable aspects, mapped from [1, 4] to [0, 1] (``paper.md`` 1.9)."""
+    """Mean over the applicable aspects, mapped from [1, 4] to [0, 1] (arXiv 2604.11626, Eq. 13)."""
     values = [score for score in scores.values() if score is not None]
     return (sum(values) / len(values) - 1.0) / 3.0

@@ -26,7 +26,7 @@ def make_data(
     pairs: int = 2400,
     test_pairs: int = 300,
     rl_prompts: int = 512,
-    eval_prompts: int = 192,
+    eval_prompts: int = 128,
 ) -> None:
     """Write training pairs (human-like labels), held-out pairs (true labels), requests for RL and held-out requests.
 
@@ -43,12 +43,16 @@ def make_data(
     generator.load()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # pictures this small give a second thread nothing to do but to wait for the first
-    # drawn pictures cost next to nothing, and to learn to compare takes many that differ in many places
-    write_preferences(folder / "train", pairs, 10 * seed + 1, generator, generated_share=0.25, changes=(0, 1, 2, 3, 4))
-    write_preferences(folder / "test", test_pairs, 10 * seed + 2, generator, label_noise=0.0)
-    write_prompts(folder / "rl", rl_prompts, 10 * seed + 3)
-    write_prompts(folder / "heldout", eval_prompts, 10 * seed + 4)
-    torch.set_num_threads(threads)
+    try:
+        # drawn pictures cost next to nothing, and to learn to compare takes many that differ in many places, letters included
+        write_preferences(
+            folder / "train", pairs, 10 * seed + 1, generator, generated_share=0.25, changes=(0, 1, 2, 3, 4), letter_rate=0.6
+        )
+        write_preferences(folder / "test", test_pairs, 10 * seed + 2, generator, label_noise=0.0)
+        write_prompts(folder / "rl", rl_prompts, 10 * seed + 3)
+        write_prompts(folder / "heldout", eval_prompts, 10 * seed + 4)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def main() -> None:
@@ -59,7 +63,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2400, help="training pairs")
     parser.add_argument("--test-pairs", type=int, default=300, help="held-out pairs")
     parser.add_argument("--rl-prompts", type=int, default=512, help="requests for RL")
-    parser.add_argument("--eval-prompts", type=int, default=192, help="held-out requests")
+    parser.add_argument("--eval-prompts", type=int, default=128, help="held-out requests")
     options = parser.parse_args()
     make_data(options.out, options.seed, options.pairs, options.test_pairs, options.rl_prompts, options.eval_prompts)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from ..generation import FlowGenerator
 from ..generation.noise import seed_for
@@ -26,9 +27,9 @@ class _Item:
     edit: Edit | None
 
 
-def _random_item(rng: random.Random, edit_share: float) -> _Item:
+def _random_item(rng: random.Random, edit_share: float, letter_rate: float) -> _Item:
     style = rng.choice(("terse", "detailed"))
-    scene = random_scene(rng)
+    scene = random_scene(rng, letter_rate)
     if rng.random() >= edit_share:
         prompt = scene.request(style)  # type: ignore[arg-type]
         return _Item(prompt, Asked(prompt), None, None)
@@ -86,6 +87,7 @@ def write_preferences(
     tie: float = 0.03,
     steps: Sequence[int] = (4, 8),
     changes: Sequence[int] = (0, 1, 1, 2, 2),
+    letter_rate: float = 0.3,
 ) -> Path:
     """Write a preference set: pictures and ``preferences.jsonl``.
 
@@ -100,6 +102,7 @@ def write_preferences(
         tie: Differences of true reward below this are ties.
         steps: Step counts that the generator's pictures are sampled with; one for both of a pair.
         changes: Numbers of wrong places that drawn pictures are given, each as likely.
+        letter_rate: Share of requests that ask for a letter, and of edits whose source has one.
 
     Returns:
         Path of ``preferences.jsonl``.
@@ -107,7 +110,7 @@ def write_preferences(
     folder = Path(folder)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed_for(seed, "pairs"))
-    items = [_random_item(rng, edit_share) for _ in range(count)]
+    items = [_random_item(rng, edit_share, letter_rate) for _ in range(count)]
     sources = [drawing.draw(item.source, drawing.random_shifts(rng)) if item.source else None for item in items]
     pictures: dict[tuple[int, int], Image.Image] = {}
     wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -118,7 +121,8 @@ def write_preferences(
                 wanted.setdefault(call, []).append((index, side))
             else:
                 pictures[index, side] = drawn_candidate(item.asked.scene, item.source, rng, changes)
-    for (step_count, _), slots in wanted.items():
+    # one call per edit and a few for all others; shown on terminals only
+    for (step_count, _), slots in tqdm(wanted.items(), desc=f"pairs in {folder.name}", unit="call", disable=None):
         assert generator is not None
         for start in range(0, len(slots), 64):
             batch = slots[start : start + 64]

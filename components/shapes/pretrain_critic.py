@@ -2,7 +2,7 @@
 
 ``python -m rationalrewards.components.shapes.pretrain_critic --out FOLDER``
 
-Rows are drawn afresh for every step (variety is what teaches shape: ``lightning.md`` 6); the loss is on the assistant's
+Rows are drawn afresh for every step (variety is what teaches shape: ``docs/architecture.md``); the loss is on the assistant's
 words only. The first quarter of the steps shows one picture per row, which is cheap; then one to three. The learning
 rate warms up, stays, and falls linearly over the last part, so that the folders saved on the way are usable too. A save
 writes a whole folder next to the target and renames its files in.
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Pretrain the embedded base VLM on captions of freshly drawn pictures.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write (a transformers folder)")
-    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=8000, help="optimizer steps")
     parser.add_argument("--batch", type=int, default=32, help="rows per step")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)

@@ -2,7 +2,7 @@
 
 A scene is a 2 x 2 board. Each place holds nothing, one coloured shape or one letter. Requests come in two styles: *terse*
 ones, as people type them, and *detailed* ones; the embedded generator's training captions were noisier for the terse style
-(``house.md``), so that a better prompt can unlock what the generator already knows.
+(``checkpoints/generator/README.md``), so that a better prompt can unlock what the generator already knows.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ HEADING_TOKENS = (
     "## Refined Request:",
     "N/A",
 )
-"""Headings of the critique format (``paper.md`` 1.8), one token each; the base never sees them."""
+"""Headings of the critique format (``components/critique/formats.py``), one token each; the base never sees them."""
 
 _WORDS = """
 asked seen right wrong half missing extra nothing kept changed after change say done not letter no yes picture first second third

@@ -15,19 +15,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rationalrewards.components.critic import CritiqueRequest
-    from rationalrewards.components.records import PromptRecord
+from typing import Any
 
 SIMULATION = (
-    "A small world: drawn shapes of 32 pixels, a critic and a generator of under a million parameters each. It shows that the machinery "
-    "works; it proves nothing about photographs.",
+    "A small world: drawn shapes of 32 pixels, a critic of 0.85 million parameters and a generator of 1.27 million. It shows that the "
+    "machinery works; it proves nothing about photographs.",
     "The teacher is a simulation that reads pictures with the ground truth and makes mistakes at set rates.",
     "All figures are judged by the world's ground truth on held-out requests and pairs, never by the critic that was trained.",
     "blind_rewrite rewrites the request with the same critic, which is shown a blank picture; best_of_n, blind_rewrite and "
     "refine_keep_best may make the same number of pictures, and the critic picks.",
+    "A good rewrite does not depend on the picture in this world: it is the request in detailed words. So blind_rewrite is handicapped "
+    "only by the blank picture.",
+    "The critic learns and is tested on edits too; RL and refinement are text-to-image here.",
 )
 
 
@@ -38,10 +37,10 @@ class Sizes:
     pairs: int = 2400
     test_pairs: int = 300
     rl_prompts: int = 512
-    eval_prompts: int = 192
+    eval_prompts: int = 128
     eval_copies: int = 2
-    distill_steps: int = 600
-    rl_updates: int = 20
+    distill_steps: int = 720
+    rl_updates: int = 16
     images_per_prompt: int = 4
     untrained_pairs: int = 40
 
@@ -114,10 +113,10 @@ class Quickstart:
             "peak_rss_gb": round(max(record["peak_rss_gb"] for record in results.values()), 2),
             "critic": {
                 **results["evaluate"]["result"],
-                "within_group_corr": results["rl"]["result"].pop("within_group_corr"),
+                **{key: value for key, value in results["rl"]["result"].items() if key.startswith("within_group_corr")},
             },
             "rationales": results["rationalize"]["result"],
-            "rl": results["rl"]["result"],
+            "rl": {key: value for key, value in results["rl"]["result"].items() if not key.startswith("within_group_corr")},
             "refine": results["refine"]["result"],
         }
         (self.out / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
@@ -125,7 +124,14 @@ class Quickstart:
         return summary
 
     def _claim_folder(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "settings.part").write_text("")
+            (self.out / "settings.part").unlink()
+        except OSError as error:
+            raise SystemExit(
+                f"cannot write to {self.out} ({error.strerror}); give a folder that you may write to as --out"
+            ) from error
         settings = {"seed": self.seed, **asdict(self.sizes)}
         path = self.out / "settings.json"
         if path.is_file():
@@ -143,9 +149,9 @@ class Quickstart:
         from rationalrewards.callbacks.mlflow import PARENT_RUN_VARIABLE, parent_run
         from rationalrewards.cli import run
 
-        store = f"sqlite:///{self.out / 'mlflow.db'}"
+        store, artifacts = f"sqlite:///{self.out / 'mlflow.db'}", (self.out / "mlartifacts").resolve().as_uri()
         os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
-        os.environ[PARENT_RUN_VARIABLE] = parent_run(store, "quickstart", f"quickstart, seed {self.seed}")
+        os.environ[PARENT_RUN_VARIABLE] = parent_run(store, "quickstart", f"quickstart, seed {self.seed}", artifacts)
         run(
             [
                 verb,
@@ -155,7 +161,7 @@ class Quickstart:
                 f"--trainer.logger.init_args.tracking_uri={store}",
                 "--trainer.logger.init_args.experiment_name=quickstart",
                 f"--trainer.logger.init_args.run_name={stage}",
-                f"--trainer.logger.init_args.artifact_location={(self.out / 'mlartifacts').resolve().as_uri()}",
+                f"--trainer.logger.init_args.artifact_location={artifacts}",
                 f"--trainer.default_root_dir={self.out / stage}",
                 "--trainer.enable_model_summary=false",
                 *overrides,
@@ -170,18 +176,19 @@ class Quickstart:
 
     def _rationalize(self) -> dict[str, Any]:
         self._command("predict", "rationalize", f"--model.init_args.options.seed={self.seed}")
+        from rationalrewards.components.shapes.figures import rate_interval
+
         counts = dict(json.loads((self.out / "rationalize" / "summary.json").read_text(encoding="utf-8")))
-        for rate, n in (("kept_rate", "pairs"), ("right_label_pass_rate", "pairs"), ("wrong_label_pass_rate", "control_pairs")):
-            counts |= _interval(rate, counts[rate], counts[n])
+        control = "control_pairs"
+        for rate, n in (("kept_rate", "pairs"), ("right_label_pass_rate", control), ("wrong_label_pass_rate", control)):
+            counts |= rate_interval(rate, counts[rate], counts[n])
         return counts
 
     def _distill(self) -> None:
         self._command("fit", "distill", f"--trainer.max_steps={self.sizes.distill_steps}", f"--data.init_args.seed={self.seed}")
 
     def _evaluate(self) -> dict[str, Any]:
-        from rationalrewards.components.records import open_picture, read_jsonl
-        from rationalrewards.components.shapes import judge
-        from rationalrewards.components.shapes.phrases import Asked
+        from rationalrewards.components.shapes.figures import aspect_errors, rate_interval
 
         untrained = self.out / "evaluate" / "untrained"
         path = "--model.init_args.reward.init_args.chat.init_args.path"
@@ -192,8 +199,7 @@ class Quickstart:
             "evaluate",
             f"{path}=embedded:shapes-critic",
             f"--data.init_args.limit={self.sizes.untrained_pairs}",
-            # it has never seen the form, so its answers are forced into it; else none could be read
-            "--model.init_args.reward.init_args.constrained=true",
+            # it has never seen the form, and would fill the longest prose there can be
             "--model.init_args.reward.init_args.prose_tokens=12",
             "--model.init_args.reward.init_args.reasks=0",
             "--trainer.logger.init_args.run_name=evaluate untrained",
@@ -202,36 +208,21 @@ class Quickstart:
         self._command("test", "evaluate")
         before = json.loads((untrained / "evaluation.json").read_text(encoding="utf-8"))
         after = json.loads((self.out / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
-        from rationalrewards.components.records import Preference
-
-        pairs = {pair.id: pair for pair in read_jsonl(self.out / "data" / "test" / "preferences.jsonl", Preference)}
-        errors: dict[str, list[float]] = {}
-        for line in (self.out / "evaluate" / "judgements.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            pair = pairs[row["id"]]
-            source = judge.read([open_picture(path) for path in pair.sources])[0].scene if pair.sources else None
-            for scores, reading in zip(row["scores"], judge.read([open_picture(p) for p in pair.candidates]), strict=True):
-                for key, truth in Asked(pair.prompt, source).scores(reading).items():
-                    if truth is not None and scores.get(key) is not None:
-                        errors.setdefault(key, []).append(abs(scores[key] - truth))
-        return {
+        figures: dict[str, Any] = {
             "pair_accuracy": after["test/pair_accuracy"],
             "pair_accuracy_ci95": [after["test/pair_accuracy_low"], after["test/pair_accuracy_high"]],
             "n_pairs": int(after["test/n_pairs"]),
-            "unscored_rate": after["test/unscored_rate"],
-            **_interval("unscored_rate", after["test/unscored_rate"], int(after["test/n_pairs"])),
-            "tie_rate": after["test/tie_rate"],
-            "untrained_pair_accuracy": before["test/pair_accuracy"],
-            "untrained_unscored_rate": before["test/unscored_rate"],
-            "untrained_tie_rate": before["test/tie_rate"],
-            **_interval("untrained_pair_accuracy", before["test/pair_accuracy"], int(before["test/n_pairs"])),
-            **_interval("untrained_unscored_rate", before["test/unscored_rate"], int(before["test/n_pairs"])),
-            "aspect_mae": {key: sum(found) / len(found) for key, found in errors.items()},
-            "aspect_mae_n": {key: len(found) for key, found in errors.items()},
         }
+        for prefix, found in (("", after), ("untrained_", before)):
+            for name in ("pair_accuracy", "unscored_rate", "tie_rate"):
+                if f"{prefix}{name}" not in figures:
+                    figures[f"{prefix}{name}"] = found[f"test/{name}"]
+                    figures |= rate_interval(f"{prefix}{name}", found[f"test/{name}"], int(found["test/n_pairs"]))
+        preferences = self.out / "data" / "test" / "preferences.jsonl"
+        return figures | aspect_errors(preferences, self.out / "evaluate" / "judgements.jsonl")
 
     def _rl(self) -> dict[str, Any]:
-        from rationalrewards.components.rewards import within_group_correlation
+        from rationalrewards.callbacks.guard import STOPPED_TAG
 
         before = self._measure(None, "before")
         last = self.out / "rl" / "checkpoints" / "last.ckpt"
@@ -239,7 +230,7 @@ class Quickstart:
         if self.any_critic:
             overrides.append("--model.init_args.min_resolution=null")
         if last.is_file():  # killed during RL: go on from the last round
-            overrides += [f"--ckpt_path={last}", "--trainer.logger.init_args.run_id=" + self._run_id("rl")]
+            overrides += [f"--ckpt_path={last}", "--trainer.logger.init_args.run_id=" + self._mlflow_run("rl").info.run_id]
         self._command("fit", "rl", *overrides)
         after = self._measure(self.out / "rl" / "lora", "after")
         result: dict[str, Any] = {}
@@ -249,88 +240,41 @@ class Quickstart:
                 result[f"{name}_{when}_ci95"] = measured[f"{name}_ci95"]
         result["n"] = before["n"]
         result["n_prompts"] = self.sizes.eval_prompts
-        history = [json.loads(line) for line in (self.out / "rl" / "history.jsonl").read_text(encoding="utf-8").splitlines()]
-        result["updates"] = len(history)
-        correlation = within_group_correlation(before["rewards"], before["truths"], before["groups"])
-        result["within_group_corr"] = correlation
-        return result
+        result["updates"] = len((self.out / "rl" / "history.jsonl").read_text(encoding="utf-8").splitlines())
+        result["stopped"] = self._mlflow_run("rl").data.tags.get(STOPPED_TAG, "")
+        return result | {key: value for key, value in before.items() if key.startswith("within_group_corr")}
 
-    def _run_id(self, stage: str) -> str:
-        """The MLflow run of an interrupted stage, so that its curves go on in one run."""
+    def _mlflow_run(self, stage: str) -> Any:
+        """The MLflow run of a stage: an interrupted one goes on in it, so that its curves stay whole."""
         from mlflow import MlflowClient
 
         client = MlflowClient(f"sqlite:///{self.out / 'mlflow.db'}")
         experiment = client.get_experiment_by_name("quickstart")
-        runs = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{stage}'", max_results=1)
-        return str(runs[0].info.run_id)
+        return client.search_runs([experiment.experiment_id], f"attributes.run_name = '{stage}'", max_results=1)[0]
 
     def _measure(self, lora: Path | None, name: str) -> dict[str, Any]:
-        """Sample the held-out requests from fixed noise; score by ground truth and by the critic; keep the pictures."""
-        import torch
-
-        from rationalrewards.components.critic import CritiqueRequest
-        from rationalrewards.components.generation.noise import seed_for
-        from rationalrewards.components.metrics import clustered_bootstrap
+        from rationalrewards.components.shapes.figures import generator_figures
         from rationalrewards.components.shapes.make_data import shapes_generator
-        from rationalrewards.components.shapes.truth import ShapesTruth
+        from rationalrewards.datamodules.readers import read_prompts
 
-        records = self._heldout()
         generator = shapes_generator()
         generator.adapter = str(lora) if lora is not None else None
         generator.load()
-        requests: list[CritiqueRequest] = []
-        groups: list[str] = []
-        for copy in range(self.sizes.eval_copies):
-            seeds = [seed_for(self.seed, "heldout", record.id, copy) for record in records]
-            images = generator.sample([record.prompt for record in records], [], seeds)
-            requests += [CritiqueRequest(r.task, r.prompt, image) for r, image in zip(records, images, strict=True)]
-            groups += [record.group for record in records]
-        truth = ShapesTruth().score(requests)
-        critic = self._critic()
-        rewards = critic.score(requests)
-        exact = truth.values[:, truth.aspects.index("exact")]
-        folder = self.out / "rl" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        captions = []
-        for index, record in enumerate(records[:24]):
-            requests[index].image.save(folder / f"{index:02d}.png")
-            critique = rewards.critiques[index] if rewards.critiques else None
-            captions.append({"prompt": record.prompt, "critique": critique.text if critique else ""})
-        (folder / "captions.json").write_text(json.dumps(captions, indent=2), encoding="utf-8")
-        clusters = torch.tensor([int(group, 16) % 2**62 for group in groups])
-        measured: dict[str, Any] = {
-            "n": len(requests),
-            "rewards": rewards.total,
-            "truths": truth.total,
-            "groups": groups,
-        }
-        for key, values in (("exact", exact), ("truth", truth.total), ("reward", rewards.total)):
-            scored = ~values.isnan()
-            measured[key] = float(values[scored].mean())
-            measured[f"{key}_ci95"] = list(clustered_bootstrap(values[scored], clusters[scored]))
-        return measured
-
-    def _heldout(self) -> list[PromptRecord]:
-        from rationalrewards.datamodules.readers import read_prompts
-
-        return read_prompts(self.out / "data" / "heldout" / "prompts.jsonl")
+        records = read_prompts(self.out / "data" / "heldout" / "prompts.jsonl")
+        print(f"      {self.sizes.eval_copies * len(records)} pictures of held-out requests, {name} RL", flush=True)
+        return generator_figures(generator, self._critic(), records, self.sizes.eval_copies, self.seed, self.out / "rl" / name)
 
     def _critic(self) -> Any:
         from rationalrewards.components.chat import TransformersChat
         from rationalrewards.components.rewards import CritiqueReward
 
         chat = TransformersChat(str(self.out / "distill" / "critic"), batch_size=96)
-        reward = CritiqueReward(chat, rubric="shapes", max_tokens=320)
+        reward = CritiqueReward(chat, rubric="shapes", max_tokens=320, constrained=True)
         reward.load()
         return reward
 
     def _refine(self) -> dict[str, Any]:
-        import torch
-
-        from rationalrewards.components.critic import CritiqueRequest
-        from rationalrewards.components.metrics import clustered_bootstrap
-        from rationalrewards.components.records import Refinement, open_picture, read_jsonl
-        from rationalrewards.components.shapes.truth import ShapesTruth
+        from rationalrewards.components.shapes.figures import refinement_figures
 
         self._command(
             "predict",
@@ -338,30 +282,10 @@ class Quickstart:
             f"--model.init_args.options.seed={self.seed}",
             f"--model.init_args.options.images_per_prompt={self.sizes.images_per_prompt}",
         )
-        traces = read_jsonl(self.out / "refine" / "refinements.jsonl", Refinement)
-        requests = [CritiqueRequest(t.task, t.prompt, open_picture(t.candidates[t.chosen].image)) for t in traces]
-        truth = ShapesTruth().score(requests)
-        exact = truth.values[:, truth.aspects.index("exact")]
-        result: dict[str, Any] = {}
-        for arm in dict.fromkeys(trace.arm for trace in traces):
-            rows = torch.tensor([index for index, trace in enumerate(traces) if trace.arm == arm])
-            result[arm] = float(exact[rows].mean())
-            result[f"{arm}_ci95"] = list(clustered_bootstrap(exact[rows], torch.arange(len(rows))))
-            result[f"{arm}_images"] = sum(len(traces[i].candidates) for i in rows.tolist()) / len(rows)
-        base = {t.id: float(total) for t, total in zip(traces, truth.total, strict=True) if t.arm == "base"}
-        kept = {t.id: float(total) for t, total in zip(traces, truth.total, strict=True) if t.arm == "refine_keep_best"}
-        best_exact, kept_exact = (
-            {t.id: float(value) for t, value in zip(traces, exact, strict=True) if t.arm == arm}
-            for arm in ("best_of_n", "refine_keep_best")
-        )
-        result["images_per_prompt"] = self.sizes.images_per_prompt
-        result["n"] = len(base)
-        gains = torch.tensor([kept_exact[key] - best_exact[key] for key in base])
-        result["gain"] = float(gains.mean())
-        result["gain_ci95"] = list(clustered_bootstrap(gains, torch.arange(len(gains))))
-        result["harm_rate"] = sum(kept[key] < base[key] - 1e-6 for key in base) / len(base)
-        result |= _interval("harm_rate", result["harm_rate"], len(base))
-        return result
+        return {
+            "images_per_prompt": self.sizes.images_per_prompt,
+            **refinement_figures(self.out / "refine" / "refinements.jsonl"),
+        }
 
     # -- showing --------------------------------------------------------------------------------------------------------
 
@@ -404,15 +328,6 @@ class Quickstart:
         )
         page = report_page(summary, [json.loads(line) for line in lines], grids, list(SIMULATION))
         (self.out / "report.html").write_text(page, encoding="utf-8")
-
-
-def _interval(name: str, rate: float | None, n: int) -> dict[str, Any]:
-    """The 95 % Wilson interval and the number of cases of a rate, under the names that the report looks for."""
-    from rationalrewards.components.metrics import wilson_interval
-
-    if rate is None or rate != rate:
-        return {f"{name}_n": n}
-    return {f"{name}_ci95": list(wilson_interval(rate * n, n)), f"{name}_n": n}
 
 
 def _plain(value: Any) -> Any:
@@ -463,6 +378,13 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(f"{stage:<12} {what:<{width}}  {value}" for stage, what, value in rows)
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse arguments, run the job, print the table."""
     parser = argparse.ArgumentParser(prog="python -m rationalrewards.quickstart", description=__doc__)
@@ -470,7 +392,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=42, help="seed of everything (default: 42)")
     for field in fields(Sizes):
         flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, type=int, default=field.default, help=f"{HELP[field.name]} (default: {field.default})")
+        parser.add_argument(flag, type=_positive, default=field.default, help=f"{HELP[field.name]} (default: {field.default})")
     parser.add_argument(
         "--any-critic", action="store_true", help="run RL even on a critic without resolution (to try tiny sizes)"
     )

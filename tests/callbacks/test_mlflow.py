@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import socket
+import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
@@ -240,3 +247,68 @@ def test_without_mlflow_nothing_happens(logger: str, mlflow_uri: str, tmp_path: 
     assert "MLflowParent: no MLFlowLogger, nothing to do" in caplog.text
     client = mlflow.MlflowClient(mlflow_uri)
     assert not client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+
+
+@contextmanager
+def server(folder: Path, store: str) -> Iterator[str]:
+    """A tracking server on this machine that keeps artefacts below ``folder``; gone, with its workers, in the end."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+    except OSError as error:
+        pytest.skip(f"no port can be opened here: {error}")
+    artifacts = ("--artifacts-destination", (folder / "server").as_uri())
+    listen = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")
+    with (folder / "server.log").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, *artifacts, *listen],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        # a condition to wait for, with a limit only against hanging
+        limit = time.monotonic() + 240
+        while True:
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+                if answer.status == 200:
+                    break
+            assert process.poll() is None and time.monotonic() < limit, (folder / "server.log").read_text()[-4000:]
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_server(mlflow_uri: str, tmp_path: Path) -> None:
+    (tmp_path / "critic").mkdir()
+    (tmp_path / "critic" / "config.json").write_text("{}")
+    with server(tmp_path, mlflow_uri) as uri:
+        parent = parent_run(uri, "tests", "job")
+        settings = {"tracking_uri": uri, "experiment_name": "tests"}
+        callbacks = [
+            {"class_path": "rationalrewards.callbacks.MLflowParent", "init_args": {"parent_run_id": parent}},
+            {"class_path": "rationalrewards.callbacks.MLflowArtifacts", "init_args": {"paths": [str(tmp_path / "critic")]}},
+        ]
+        trainer = {
+            "logger": {"class_path": "lightning.pytorch.loggers.MLFlowLogger", "init_args": settings},
+            "callbacks": callbacks,
+            "max_steps": 1,
+        }
+        config = tmp_path / "base.yaml"
+        config.write_text(yaml.safe_dump({"trainer": trainer}))
+        made = cli("fit", f"--config={config}", "--trainer.limit_val_batches=0", *SMALL)
+        run_id = made.trainer.logger.run_id  # type: ignore[union-attr]
+        client = mlflow.MlflowClient(uri)
+        assert files(client, run_id) == ["config/fit.yaml", "critic/config.json"]
+        kept = yaml.safe_load(text_of(client, run_id, "config/fit.yaml"))
+        assert kept["trainer"]["logger"]["init_args"]["tracking_uri"] == uri
+        assert text_of(client, run_id, "critic/config.json") == "{}"
+        run = client.get_run(run_id)
+        assert run.data.tags["mlflow.parentRunId"] == parent
+        assert {run.info.status, client.get_run(parent).info.status} == {"FINISHED"}
+    # they went through the server, into its folder
+    assert list((tmp_path / "server").rglob("fit.yaml")) and not (tmp_path / "mlruns").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -221,7 +222,8 @@ def test_pictures_table_and_histogram_reach_mlflow(mlflow_uri: str, tmp_path: Pa
     fit(tmp_path, logger=logger, max_epochs=3, callback=RewardLogging(every_n_epochs=2, max_groups=2))
     client, run_id = mlflow.MlflowClient(mlflow_uri), logger.run_id or ""
     made = sorted(entry.path for entry in client.list_artifacts(run_id, "rollouts"))
-    kinds = ("pictures.png", "rewards.png", "table.json")
+    aspects = [f"aspect_{name}.png" for name in ("physical_quality", "text_faithfulness", "text_rendering")]
+    kinds = (*aspects, "critiques.html", "pictures.png", "rewards.png", "table.json")
     assert made == [f"rollouts/{epoch:05d}_{kind}" for epoch in (0, 2) for kind in kinds]
 
     table = client.load_table(logger.experiment_id or "", "rollouts/00002_table.json")
@@ -239,6 +241,69 @@ def test_pictures_table_and_histogram_reach_mlflow(mlflow_uri: str, tmp_path: Pa
         tile = sheet.convert("RGB").crop((16, 36, 16 + 96, 36 + 96))
     assert tile.tobytes() == make_round(2).images[0].resize((96, 96), Image.Resampling.NEAREST).tobytes()
     assert client.get_metric_history(run_id, "train/aspect/text_rendering")[0].value == 3.0
+
+
+def bars(picture: Path) -> list[int]:
+    """Lefts of a histogram's bars."""
+    with Image.open(picture) as image:
+        coloured = [any(image.getpixel((x, y)) == (11, 98, 196) for y in range(image.height)) for x in range(image.width)]
+    return [x for x in range(1, len(coloured)) if coloured[x] and not coloured[x - 1]]
+
+
+def test_a_page_of_critiques_and_a_histogram_of_every_aspect_reach_mlflow(mlflow_uri: str, tmp_path: Path) -> None:
+    class Hostile(Rounds):
+        def on_train_epoch_start(self) -> None:
+            super().on_train_epoch_start()
+            made = self.last_rollout
+            assert made is not None and made.rewards.critiques is not None
+            made.prompts[:2] = ["<b>prompt</b>"] * 2
+            made.rewards.critiques[0] = dataclasses.replace(made.rewards.critiques[0], text="</pre><script>alert(1)</script>")
+            made.rewards.aspects = ("a/b", *made.rewards.aspects[1:])
+
+    logger = MLFlowLogger("tests", tracking_uri=mlflow_uri, artifact_location=(tmp_path / "artifacts").as_uri())
+    trainer = Trainer(
+        max_epochs=1,
+        callbacks=[RewardLogging(max_groups=2)],
+        logger=logger,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        **OPTIONS,
+    )
+    trainer.fit(Hostile())
+    client, run_id = mlflow.MlflowClient(mlflow_uri), logger.run_id or ""
+    files = {
+        name: Path(client.download_artifacts(run_id, f"rollouts/00000_{name}")) for name in ("critiques.html", "aspect_a_b.png")
+    }
+    page = files["critiques.html"].read_text(encoding="utf-8")
+    # two groups of three, each with its two pictures
+    assert page.count("<img") == page.count('src="data:image/png;base64,') == 4
+    assert "&lt;b&gt;prompt&lt;/b&gt;" in page and "<b>" not in page
+    assert "&lt;/pre&gt;&lt;script&gt;alert(1)" in page and "<script" not in page
+    assert "prompt b" in page and "prompt c" not in page
+    # the better picture of group a stands first, the unscored one of group b last
+    order = ["alert(1)", "quality 2.0", "quality 1.0", "unscored: cut off"]
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
+    assert "reward 0.500" in page and "witness 0.500" in page
+    # 4 and 1, 2, 3 (twice) on an axis from 1 to 4
+    assert len(bars(files["aspect_a_b.png"])) == 4
+    assert len(bars(Path(client.download_artifacts(run_id, "rollouts/00000_aspect_text_rendering.png")))) == 1
+
+
+def test_a_reward_without_critiques_has_no_page(mlflow_uri: str, tmp_path: Path) -> None:
+    class Silent(Rounds):
+        def on_train_epoch_start(self) -> None:
+            super().on_train_epoch_start()
+            assert self.last_rollout is not None
+            self.last_rollout.rewards.critiques = None
+
+    logger = MLFlowLogger("tests", tracking_uri=mlflow_uri, artifact_location=(tmp_path / "artifacts").as_uri())
+    trainer = Trainer(
+        max_epochs=1, callbacks=[RewardLogging()], logger=logger, limit_val_batches=0, enable_checkpointing=False, **OPTIONS
+    )
+    trainer.fit(Silent())
+    made = [entry.path for entry in mlflow.MlflowClient(mlflow_uri).list_artifacts(logger.run_id or "", "rollouts")]
+    assert "rollouts/00000_pictures.png" in made and not [path for path in made if path.endswith(".html")]
 
 
 def test_tables_replace_each_other_and_the_tag_stays_short(mlflow_uri: str, tmp_path: Path) -> None:

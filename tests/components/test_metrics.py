@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from rationalrewards.components.metrics import PairAccuracy, clustered_bootstrap, wilson_interval
+from rationalrewards.components.metrics import (
+    PairAccuracy,
+    clustered_bootstrap,
+    wilson_interval,
+    within_group_correlation_interval,
+)
+from rationalrewards.components.rewards import within_group_correlation
 from torch import Tensor
 
 NAN = float("nan")
@@ -148,7 +154,7 @@ def test_updates_add_up_and_pairs_of_a_prompt_share_a_cluster() -> None:
 
 
 def test_groups_are_not_confused_by_single_precision() -> None:
-    """Ids are 63-bit hashes; as float32 these two would be one (online-rl.md 2.2, item 6)."""
+    """Ids are 63-bit hashes; as float32, in which X-GenGroup/Flow-Factory gathers them, these two would be one."""
     metric = PairAccuracy()
     first, second = 2**60, 2**60 + 1
     metric.update(torch.ones(2), torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([first, second]))
@@ -162,3 +168,22 @@ def test_only_ties_is_no_accuracy() -> None:
     values = _compute(metric)
     assert values.pop("n_pairs") == 0
     assert all(map(math.isnan, values.values()))
+
+
+def test_the_interval_of_the_correlation_within_groups_covers_it_and_narrows() -> None:
+    torch.manual_seed(0)
+    widths = []
+    for count in (40, 640):
+        groups = torch.arange(count).repeat_interleave(4)
+        truth = torch.randn(4 * count) + 10 * groups  # what differs between groups must not count
+        noisy = truth + torch.randn(4 * count)
+        noisy[::17] = float("nan")
+        low, high = within_group_correlation_interval(noisy, truth, groups)
+        found = within_group_correlation(noisy, truth, [str(group) for group in groups.tolist()])
+        # of two unit normals one of which is in both sums: 1 / sqrt(2)
+        assert low < found < high and low < 2**-0.5 < high
+        widths.append(high - low)
+    # 16 times the groups: a quarter of the width, give or take the bootstrap's own noise (2,000 samples: 2 %) and that of 40 groups
+    assert 0.15 < widths[1] / widths[0] < 0.4
+    flat = torch.ones(8)
+    assert all(math.isnan(bound) for bound in within_group_correlation_interval(flat, flat, torch.arange(2).repeat(4)))

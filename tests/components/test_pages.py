@@ -17,7 +17,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from rationalrewards.components.pages import Grid, Row, contact_sheet, gallery_page, histogram, report_page
+from rationalrewards.components.pages import (
+    Grid,
+    Row,
+    Scored,
+    contact_sheet,
+    critiques_page,
+    gallery_page,
+    histogram,
+    report_page,
+)
 from rationalrewards.components.pages.charts import line_chart, ticks
 from rationalrewards.components.pages.markup import changed_words, escape, signed
 from rationalrewards.components.records import Candidate, Refinement
@@ -208,6 +217,33 @@ def test_text_in_a_report_stays_text(evil: str, tmp_path: Path) -> None:
     assert [name for name, _ in page.elements] == [name for name, _ in Page(report("harmless")).elements]
 
 
+def test_critiques_stand_with_their_pictures() -> None:
+    red, blue = (draw(Scene((Shape(colour, "circle"), None, None, None))) for colour in ("red", "blue"))
+    scored = Scored(red, 0.5, "", {"text_faithfulness": 2.5, "text_rendering": None}, "It is red.", "witness 0.250")
+    text = critiques_page([("red circle", [scored, Scored(blue, None, "cut off")]), ("blue", [])], "Round 3")
+    page = check_closed(text)
+    assert [pixels(attributes).tobytes() for attributes in page.all("img")] == [red.tobytes(), blue.tobytes()]
+    assert page.texts["h1"] == ["Round 3"] and page.texts["h2"] == ["red circle", "blue"]
+    assert "reward 0.500" in text and "witness 0.250" in text
+    # 2.5 is half-way between 1 and 4
+    assert [a["style"] for a in page.all("i")] == ["width:50.0%"]
+    # a critique is seen without a click; what was not said takes no place
+    assert page.texts["pre"] == ["It is red."] and [("open" in a) for a in page.all("details")] == [True]
+    assert "unscored: cut off" in text
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_text_beside_a_critique_stays_text(evil: str) -> None:
+    def said(text: str) -> str:
+        image = Image.new("RGB", (2, 2))
+        made = [Scored(image, 0.5, "", {text: 2.0}, text, text), Scored(image, None, text, {text: None}, text, text)]
+        return critiques_page([(text, made)], text)
+
+    page = check_closed(said(evil))
+    assert [name for name, _ in page.elements] == [name for name, _ in Page(said("harmless")).elements]
+    assert page.texts["pre"] == [evil, evil] and page.texts["h2"] == [evil]
+
+
 def test_characters_that_html_cannot_hold() -> None:
     assert escape("a\ud800b\x00c\x9bd\r\ne\tf") == "a\ufffdb\ufffdc\ufffdd\ne\tf"
 
@@ -305,12 +341,18 @@ def test_figures_beyond_the_contract_are_shown() -> None:
         "flipped_pass_rate_ci95": [0.04, 0.09],
         "reasons": {"parse": {"early": 3}},
     }
+    stages = {"anchor": {"in": 10, "out": 8}, "check": {"in": 8, "out": 5}}
+    control = {"control_pairs": 4, "right_label_pass_rate": 0.75, "wrong_label_pass_rate": 0.25}
     refine = {"base": {"exact": 0.5, "exact_ci95": [0.4, 0.6], "truth": 0.61, "n": 80}, "note": "text", "n": 90}
-    summary = {"rationales": rationales, "refine": refine, "threads": 2}
+    summary = {"rationales": {**rationales, "stages": stages, **control}, "refine": refine, "threads": 2}
     table = rows(report_page(summary, [], [], []))
     # n is not known: that of other figures must not stand in for it
     assert table["Flipped pass rate"][:3] == ["6.2 %", "4.0 to 9.0 %", ""]
     assert table["Parse · early"][0] == "3"
+    # passed, of how many
+    assert (table["Anchor"][:2], table["Check"][:2]) == (["8", "10"], ["5", "8"])
+    assert table["Right labels that pass (control)"][:3] == ["75.0 %", "", "4"]
+    assert not [name for name in table if name.startswith("Stages")]
     assert table["Base · exact"][:3] == ["50.0 %", "40.0 to 60.0 %", "80"]
     assert table["Base · truth"][0] == "0.61"
     assert (table["Note"][0], table["Threads"][0]) == ("text", "2")

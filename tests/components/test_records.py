@@ -294,7 +294,7 @@ def _critique(*scores: Score) -> Critique:
     [
         ((4.0, 4.0, 4.0, 4.0), 1.0),
         ((1.0, 1.0), 0.0),
-        ((4.0, 1.0, 4.0, 4.0), 0.75),  # an edit that destroys its source must not earn 1 (paper.md 1.9)
+        ((4.0, 1.0, 4.0, 4.0), 0.75),  # an edit that destroys its source must not earn 1 (arXiv 2604.11626, Eq. 13)
         ((2.5, NotApplicable()), 0.5),
         ((9.0, -2.0), 0.5),
     ],

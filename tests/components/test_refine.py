@@ -59,7 +59,7 @@ def arms(generator: FlowGenerator, records: list[PromptRecord], seeing: Any) -> 
 def test_every_arm_keeps_its_promise(arms: dict[str, list[Trace]], records: list[PromptRecord]) -> None:
     for arm, traces in arms.items():
         assert [trace.record for trace in traces] == records and all(trace.arm == arm for trace in traces)
-        most = {"base": 1, "refine_always_accept": 2}.get(arm, OPTIONS.images_per_prompt)
+        most = 1 if arm == "base" else OPTIONS.images_per_prompt
         for trace in traces:
             assert 1 <= len(trace.made) <= most
             assert 0 <= trace.chosen < len(trace.made)
@@ -206,7 +206,7 @@ def _critique(*scores: Score) -> Critique:
     ],
 )
 def test_acceptance_looks_at_every_aspect(scores: Sequence[Score], verdict: bool) -> None:
-    """The official loop looks at two of four, and drops the sample when one is N/A (paper.md 4.2)."""
+    """The official loop looks at two of four, and drops the sample when one is N/A (``test_time_prompt_tuning/`` of its code)."""
     assert accepted(_critique(*scores), 3.0) is verdict
 
 

@@ -47,3 +47,9 @@ def test_no_pairs_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"empty\.jsonl: no pairs$"):
         PreferenceDataModule(str(tmp_path / "empty.jsonl")).setup("test")
+
+
+def test_an_id_in_two_files_is_refused(paths: list[str]) -> None:
+    Path(paths[1]).write_text(Path(paths[1]).read_text().replace('"y3"', '"x3"'))
+    with pytest.raises(ValueError, match=r"id 'x3' is in .*x\.jsonl and in .*y\.jsonl; .*rename it in one"):
+        PreferenceDataModule(paths).setup("predict")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rationalrewards.components.rewards import CritiqueReward, RewardModel, Rewa
 from rationalrewards.components.shapes.truth import ShapesTruth
 from rationalrewards.datamodules import PreferenceDataModule
 from rationalrewards.lightning_modules import RewardEvaluationModule
+from support import run_python
 
 pytestmark = tiny.QUIET
 
@@ -59,9 +61,11 @@ class Brightness(RewardModel):
         return Rewards(total, ("brightness", "other"), torch.stack([total, torch.full_like(total, float("nan"))], dim=1), reasons)
 
 
-def evaluate(module: RewardEvaluationModule, file: Path, out: Path, **options: Any) -> dict[str, float]:
-    trainer = tiny.trainer(callbacks=[EvaluationWriter(str(out))])
-    trainer.test(module, PreferenceDataModule(str(file), batch_size=4, **options), verbose=False)
+def evaluate(
+    module: RewardEvaluationModule, file: Path, out: Path, settings: Mapping[str, Any] | None = None, **options: Any
+) -> dict[str, float]:
+    trainer = tiny.trainer(callbacks=[EvaluationWriter(str(out))], **(settings or {}))
+    trainer.test(module, PreferenceDataModule(**{"paths": str(file), "batch_size": 4, **options}), verbose=False)
     stored = json.loads((out / "evaluation.json").read_text())
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert stored == pytest.approx(metrics, nan_ok=True)
@@ -79,7 +83,7 @@ def test_pointwise(file: Path, tmp_path: Path) -> None:
     assert metrics["pair_accuracy"] == pytest.approx(1 / 5)
     assert metrics["unscored_rate"] == pytest.approx(1 / 5)
     assert metrics["tie_rate"] == pytest.approx(2 / 4)
-    assert metrics["order_consistency"] == 1.0  # a judge of single pictures knows no order
+    assert "order_consistency" not in metrics  # a judge of single pictures knows no order
     assert 0.0 <= metrics["pair_accuracy_low"] <= 1 / 5 <= metrics["pair_accuracy_high"] < 1.0
     written = rows(tmp_path)
     assert [row["verdict"] for row in written] == ["A", "B", "tie", "unscored: too dark", "B", "tie"]
@@ -163,6 +167,48 @@ def test_the_truth_agrees_with_true_labels_through_a_critique(tmp_path: Path) ->
     said = evaluate(RewardEvaluationModule(reward=CritiqueReward(tiny.truthful(), "shapes")), file, tmp_path / "said")
     assert said["unscored_rate"] == 0.0
     assert said["pair_accuracy"] == pytest.approx(1.0 - said["tie_rate"])
+
+
+TWO = """
+    import sys
+    from pathlib import Path
+
+    from lightning.pytorch.strategies import DDPStrategy
+    from test_evaluation import Brighter, Brightness, RewardEvaluationModule, evaluate
+
+    if __name__ == "__main__":
+        file, out = map(Path, sys.argv[1:])
+        for name, module in (
+            ("pointwise", RewardEvaluationModule(reward=Brightness())),
+            ("pairwise", RewardEvaluationModule(judge=Brighter("half"), rubric="shapes")),
+        ):
+            settings = {"devices": 2, "strategy": DDPStrategy(process_group_backend="gloo")}
+            # batches of one, so that each process has several
+            evaluate(module, file, out / name, settings, batch_size=1)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_count_every_pair_once(file: Path, tmp_path: Path) -> None:
+    lines = file.read_text().splitlines()[:5]  # odd: Lightning's sampler judges the first pair a second time
+    file.write_text("".join(line + "\n" for line in lines))
+    (tmp_path / "two" / "pointwise").mkdir(parents=True)
+    (tmp_path / "two" / "pointwise" / "judgements.rank1.jsonl").write_text("of a killed run\n")
+    (tmp_path / "program.py").write_text(textwrap.dedent(TWO))
+    here = Path(__file__)
+    done = run_python(["program.py", file, tmp_path / "two"], timeout=300, env={"PYTHONPATH": f"{here.parent}:{here.parents[1]}"})
+    assert done.returncode == 0, done.stderr[-6000:]
+    for name, module in (
+        ("pointwise", RewardEvaluationModule(reward=Brightness())),
+        ("pairwise", RewardEvaluationModule(judge=Brighter("half"), rubric="shapes")),
+    ):
+        metrics = evaluate(module, file, tmp_path / "one" / name, batch_size=1)
+        assert metrics["n_pairs"] == 4
+        one, two = tmp_path / "one" / name, tmp_path / "two" / name
+        for written in ("judgements.jsonl", "evaluation.json"):
+            assert (two / written).read_text() == (one / written).read_text()
+        assert [row["id"] for row in rows(two)] == [f"pair-{index}" for index in range(5)]
+        assert sorted(path.name for path in two.iterdir()) == ["evaluation.json", "judgements.jsonl"]
 
 
 def test_exactly_one_judge() -> None:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from rationalrewards.callbacks import AdapterEMA, AdapterExport
 from rationalrewards.components.checkpoints import resolve
 from rationalrewards.components.critic import CritiqueRequest
@@ -337,6 +339,14 @@ class Noise(RewardModel):
         return Rewards(total, (), torch.zeros(len(requests), 0), [""] * len(requests))
 
 
+class ReadsOnly(RewardModel):
+    """Knows whether a picture was made for its request, and ranks the pictures of one request by chance."""
+
+    def score(self, requests: Sequence[CritiqueRequest]) -> Rewards:
+        truth, chance = ShapesTruth().score(requests).total, Noise().score(requests).total
+        return Rewards(truth.round() + chance, (), torch.zeros(len(requests), 0), [""] * len(requests))
+
+
 @pytest.fixture(scope="module")
 def eight_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.requests(tmp_path_factory.mktemp("eight"), 8)
@@ -360,6 +370,21 @@ def test_a_reward_without_resolution_is_refused(reward: RewardModel, eight_promp
         start_round(eight_prompts, reward=reward)
 
 
+def test_without_a_witness_a_ranking_by_chance_is_refused(eight_prompts: Path) -> None:
+    with pytest.raises(
+        NoResolutionError, match=r"within groups, the scores correlate by .* they rank the pictures of one request by chance"
+    ):
+        start_round(eight_prompts, reward=ReadsOnly(), min_resolution=0.8)
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_a_strategy_that_splits_weights_is_refused(strategy: type, tmp_path: Path) -> None:
+    module = tiny.rl_module()
+    module._trainer = SimpleNamespace(strategy=strategy())
+    with pytest.raises(ValueError, match=rf"{strategy.__name__} is not supported: use -c configs/trainer/ddp.yaml"):
+        module.configure_model()
+
+
 def test_a_reward_with_resolution_or_a_check_that_is_off_passes(eight_prompts: Path) -> None:
     with_witness = start_round(eight_prompts, witness=ShapesTruth(), min_resolution=0.8)
     # ShapesTruth against itself, pooled over groups in float64
@@ -369,6 +394,19 @@ def test_a_reward_with_resolution_or_a_check_that_is_off_passes(eight_prompts: P
     start_round(eight_prompts)
     off = start_round(eight_prompts, reward=Noise(), min_resolution=None)
     assert off["train/unscored_rate"] == 0.0
+
+
+def test_edits_train_as_requests_for_pictures_do(tmp_path: Path) -> None:
+    data = tiny.rl_data(tiny.requests(tmp_path, 4, edit_share=1.0))
+    module = tiny.rl_module(min_resolution=None)
+    trainer = tiny.trainer(max_epochs=1, accumulate_grad_batches=4)
+    trainer.fit(module, data)
+    rollout = module.last_rollout
+    assert rollout is not None and {record.task for record in rollout.records} == {"edit"}
+    assert "image_faithfulness" in rollout.rewards.aspects and bool(rollout.rewards.valid.all())
+    after = tiny.adapters(module)
+    assert any(bool(tensor.any()) for name, tensor in after.items() if "lora_B" in name)
+    assert float(trainer.callback_metrics["train/skipped_steps"]) == 0.0
 
 
 def test_a_reward_that_scores_nothing_is_refused(eight_prompts: Path) -> None:

@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,12 +120,15 @@ def test_other_weights_or_settings_have_another_fingerprint(tmp_path: Path) -> N
     assert OpenAIChat("m", "http://localhost:1/v1", extra_body={"top_k": 1}).fingerprint != plain
 
 
-def test_half_a_file_is_no_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage", [lambda kept: kept[:20], lambda kept: b"\xff\xfe" + kept, lambda kept: b"[1, 2]", lambda kept: b""]
+)
+def test_a_damaged_file_is_no_answer(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     model = Counted()
     chat = CachedChat(model, str(tmp_path))
     good = chat.complete([_ask("good")])
     (file,) = tmp_path.rglob("*.json")
-    file.write_text(file.read_text()[:20])
+    file.write_bytes(damage(file.read_bytes()))
     again = chat.complete([_ask("good")])
     assert len(model.asked) == 2 and again != good
     assert chat.complete([_ask("good")]) == again and len(model.asked) == 2

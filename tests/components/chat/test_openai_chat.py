@@ -25,9 +25,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from rationalrewards.components.chat import ChatRequest, OpenAIChat, TransformersChat
-from rationalrewards.components.checkpoints import EMBEDDED
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.scenes import random_scene
+from rationalrewards.lightning_modules import RationaleDistillModule
 from support import needs
 
 pytestmark = needs("openai")
@@ -247,7 +247,7 @@ def test_what_is_sent(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_one_client_serves_many_calls(server: FaultServer) -> None:
-    """Each call on an event loop of its own is how a shared semaphore or client breaks (online-rl.md 2.2, item 4)."""
+    """Each call on an event loop of its own is how a shared semaphore or client breaks (X-GenGroup/Flow-Factory)."""
     with _chat(server.url, concurrency=2, attempts=1) as chat:
         for _ in range(3):
             assert [reply.text for reply in chat.complete([_ask(str(i)) for i in range(5)])] == ["fine"] * 5
@@ -276,12 +276,15 @@ def test_closing_or_dropping_a_client_ends_its_thread_and_connections(server: Fa
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[str]:
-    """The root of a `transformers serve` of the embedded critic on a free port."""
+def served(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The root of a `transformers serve` on a free port, and the folder that it serves, as distillation exports it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = str(EMBEDDED["embedded:shapes-critic"])
+    folder = str(tmp_path / "critic")
+    student = RationaleDistillModule("embedded:shapes-critic", "shapes")
+    student.configure_model()
+    student.export(folder)
     command = [str(Path(sys.executable).with_name("transformers")), "serve", folder, "--host", "127.0.0.1"]
     log = tmp_path / "serve.log"
     with log.open("w") as file:
@@ -303,7 +306,7 @@ def served(tmp_path: Path) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > end:
                 pytest.fail(f"transformers serve did not come up:\n{log.read_text()[-3000:]}")
             time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}/v1"
+        yield f"http://127.0.0.1:{port}/v1", folder
     finally:
         process.kill()
         process.wait()
@@ -311,13 +314,14 @@ def served(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @needs("fastapi", "uvicorn")
-def test_transformers_serve_answers_as_the_model_in_this_process_does(served: str) -> None:
+def test_transformers_serve_answers_as_the_model_in_this_process_does(served: tuple[str, str]) -> None:
+    url, folder = served
     rng = random.Random(5)
     pictures = [draw(random_scene(rng)) for _ in range(4)]
     asks = [_ask("describe the picture", picture, max_tokens=48) for picture in pictures]
     asks.append(_ask("how sharp is the picture", pictures[0], max_tokens=48))
-    local = TransformersChat("embedded:shapes-critic").complete(asks)
-    with _chat(served, str(EMBEDDED["embedded:shapes-critic"]), concurrency=2, timeout=120) as chat:
+    local = TransformersChat(folder).complete(asks)
+    with _chat(url, folder, concurrency=2, timeout=120) as chat:
         remote = chat.complete(asks)
         (cut,) = chat.complete([_ask("describe the picture", pictures[0], max_tokens=4)])
     assert [reply.failure for reply in remote] == [""] * 5

@@ -174,7 +174,7 @@ def test_text_to_image_and_editing_are_learned_apart(pipelines: Callable[[str], 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["dpm", "heun"])
 def test_other_solvers_of_the_same_flow(build: Callable[[str], Any], kind: str) -> None:
-    """Forward-process objectives need clean latents and conditioning, not Euler steps (online-rl.md 1.2)."""
+    """Forward-process objectives need clean latents and conditioning, not Euler steps (DiffusionNFT, arXiv 2509.16117)."""
     pipe = build("sd3")
     if kind == "dpm":
         pipe.scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)

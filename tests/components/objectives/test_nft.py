@@ -26,7 +26,7 @@ def _batch(shape: tuple[int, ...], seed: int = 0) -> dict[str, Tensor]:
 
 
 def _reference(batch: dict[str, Tensor], beta: float, a_max: float) -> np.ndarray:
-    """``paper.md`` 3.2, sample by sample and in NumPy: the loss lives in x0 space and each error is divided by its own size."""
+    """The loss of RationalRewards' code, sample by sample in NumPy: in x0 space, each error divided by its own size."""
     arrays = {name: value.numpy() for name, value in batch.items()}
     losses = []
     for b in range(len(arrays["x0"])):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -43,14 +44,25 @@ def _decided(pairs: Sequence[Preference]) -> list[Preference]:
 def test_a_perfect_teacher_keeps_all_decided_pairs(pairs: list[Preference]) -> None:
     decided = _decided(pairs)
     assert {pair.task for pair in decided} == {"t2i", "edit"} and len(decided) > 30
-    outcomes, summary = _run(decided, ShapesTeacher(**PERFECT))
+    options = {"check_votes": 3, "check_threshold": 0.6, "check_show": "all", "order_margin": 0.01, "temperature": 0.6}
+    outcomes, summary = _run(decided, ShapesTeacher(**PERFECT), **options)
     assert [outcome.pair for outcome in outcomes] == decided
     assert (summary["kept"], summary["kept_rate"], summary["reasons"]) == (len(decided), 1.0, {})
     for outcome in outcomes:
         rationale, pair = outcome.rationale, outcome.pair
         assert rationale is not None and rationale.pair == pair and outcome.stage == "refine"
         assert rationale.format == FORMAT.fingerprint
-        assert rationale.provenance["teacher"] == ShapesTeacher(**PERFECT).identity
+        assert rationale.provenance == {
+            "teacher": ShapesTeacher(**PERFECT).identity,
+            "temperature": 0.6,
+            "seed": 0,
+            "check_images": True,
+            "check_show": "all",
+            "check_votes": 3,
+            "check_threshold": 0.6,
+            "order_margin": 0.01,
+            "version": version("rationalrewards"),
+        }
         # what distillation learns from predicts the label, in both modes, and never says that it was told
         assert FORMAT.parse_pair(rationale.pair_text, pair.task).verdict() == pair.winner
         first, second = (FORMAT.parse(text, pair.task) for text in rationale.point_texts)
@@ -68,6 +80,12 @@ def test_every_pair_is_accounted_for(pairs: list[Preference]) -> None:
     assert [outcome.pair.id for outcome in outcomes] == [pair.id for pair in everything]
     reasons = summary["reasons"]
     assert isinstance(reasons, dict) and len(reasons) >= 4  # faults of several kinds were met
+    stages = summary["stages"]
+    assert isinstance(stages, dict) and list(stages) == ["anchor", "check", "project", "refine"]
+    for stage, count in stages.items():
+        assert count["in"] - count["out"] == sum(n for reason, n in reasons.items() if reason.startswith(f"{stage}: "))
+    assert (stages["anchor"]["in"], stages["refine"]["out"]) == (summary["pairs"], summary["kept"])
+    assert stages["check"]["in"] == stages["anchor"]["out"] == summary["anchored"]
     assert sum(reasons.values()) + summary["kept"] == summary["pairs"] == len(everything)  # type: ignore[operator]
     for outcome in outcomes:
         assert (outcome.rationale is None) == bool(outcome.reason)
@@ -243,21 +261,33 @@ def test_summary_by_hand() -> None:
         return {"kept": not reason, "last_stage": stage, "reason": reason, "wrong_label_passed": control, "origin": ""}
 
     rows = [
-        row("anchor", "no answer: HTTP 500", False),
+        row("anchor", "no answer: HTTP 500", False),  # what its right label would have got is not known
         row("anchor", "no answer: timed out"),
         row("check", "does not predict the label", True),
+        row("check", "no answer: timed out", True),
         row("project", "unreadable: Text Rendering is missing", False),
+        row("refine", "no answer: timed out", False),
         row("refine", "", False),
         row("refine", ""),
     ]
     summary = summarise(rows)
-    assert (summary["pairs"], summary["anchored"], summary["kept"]) == (6, 4, 2)
-    assert summary["kept_rate"] == pytest.approx(2 / 6)
-    assert summary["right_label_pass_rate"] == pytest.approx(3 / 6)
-    assert (summary["control_pairs"], summary["wrong_label_pass_rate"]) == (4, 0.25)
+    assert (summary["pairs"], summary["anchored"], summary["kept"]) == (8, 6, 2)
+    assert summary["kept_rate"] == pytest.approx(2 / 8)
+    assert summary["stages"] == {
+        "anchor": {"in": 8, "out": 6},
+        "check": {"in": 6, "out": 4},
+        "project": {"in": 4, "out": 3},
+        "refine": {"in": 3, "out": 2},
+    }
+    # of the same four pairs three pass the check with the right label and one with the wrong one
+    assert (summary["control_pairs"], summary["right_label_pass_rate"], summary["wrong_label_pass_rate"]) == (4, 0.75, 0.25)
     assert Counter(summary["reasons"]) == {
         "anchor: no answer": 2,
         "check: does not predict the label": 1,
+        "check: no answer": 1,
         "project: unreadable": 1,
+        "refine: no answer": 1,
     }
+    without = summarise([row("refine", "")])
+    assert (without["control_pairs"], without["right_label_pass_rate"], without["wrong_label_pass_rate"]) == (0, None, None)
     assert summarise([])["kept_rate"] is None

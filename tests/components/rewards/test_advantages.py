@@ -108,7 +108,7 @@ def test_fewest_valid_can_be_set_but_one_is_never_enough() -> None:
 
 
 def test_a_lone_valid_sample_gains_no_weight_from_its_lost_siblings() -> None:
-    """In the official code the loss of a lone valid sample is divided by the one (online-rl.md 2.1, item 6)."""
+    """In the official code (``mean_by_mask``) the loss of a lone valid sample of a micro-batch is divided by the one."""
     full = group_advantages(torch.tensor([0.2, 0.4, 0.6, 0.8]), ["g"] * 4)
     with_lost = group_advantages(torch.tensor([0.2, 0.4, 0.6, 0.8, 0.9, NAN, NAN, NAN]), ["g"] * 4 + ["h"] * 4)
     assert torch.equal(with_lost.values[:4], full.values) and not with_lost.values[4:].any()

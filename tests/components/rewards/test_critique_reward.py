@@ -80,7 +80,7 @@ def test_nothing_in_nothing_out() -> None:
 
 
 def test_an_edit_that_destroys_its_source_does_not_earn_the_best_reward() -> None:
-    """The official reward drops image faithfulness and gives this edit 1.0 (paper.md 1.9)."""
+    """The reward of the official RL code drops image faithfulness and gives this edit 1.0, against Eq. 13 of arXiv 2604.11626."""
     destroyed = _critique(text_faithfulness=4.0, image_faithfulness=1.0, physical_quality=4.0, text_rendering=NotApplicable())
     assert critique_rewards([destroyed]).total.item() < 0.7
 
