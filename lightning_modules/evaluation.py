@@ -8,9 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from rationalrewards.components.chat import ChatModel
 from rationalrewards.components.critic import ComparisonRequest, Critic, CritiqueRequest
-from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.metrics import PairAccuracy
 from rationalrewards.components.records import PairCritique, Preference, Unscored, Verdict, open_pictures
 from rationalrewards.components.rewards import RewardModel
@@ -33,23 +31,15 @@ class RewardEvaluationModule(RewardsModule):
 
     Args:
         reward: Any reward model.
-        judge: A chat model that compares pairs.
-        rubric: Rubric of the judge's format.
-        max_tokens: Most tokens of a judge's comparison.
+        judge: A critic that compares pairs.
     """
 
-    def __init__(
-        self,
-        reward: RewardModel | None = None,
-        judge: ChatModel | None = None,
-        rubric: str = "default",
-        max_tokens: int = 2048,
-    ) -> None:
+    def __init__(self, reward: RewardModel | None = None, judge: Critic | None = None) -> None:
         super().__init__()
         if (reward is None) == (judge is None):
             raise ValueError("give either `reward` (pointwise) or `judge` (pairwise), not both and not neither")
         self.reward = reward
-        self.judge = Critic(judge, CritiqueFormat(rubric), max_tokens) if judge is not None else None
+        self.judge = judge
         self.accuracy = PairAccuracy()
         self.rows: list[dict[str, Any]] = []
         self._judged: list[_Judgement] = []

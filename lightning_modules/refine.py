@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rationalrewards.components.chat import ChatModel
 from rationalrewards.components.critic import Critic
-from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.generation import FlowGenerator
 from rationalrewards.components.records import PromptRecord
 from rationalrewards.components.refine import ARMS, RefineOptions, Studio, Trace, run_arm
@@ -22,30 +20,24 @@ class RefineLoop(RewardsModule):
 
     Args:
         generator: The generator; nothing of it is trained.
-        chat: The critic's model.
-        rubric: Rubric that the critic was trained on.
+        critic: The critic.
         arms: What to run, on the same pictures.
         options: Budget, threshold and seed.
-        max_tokens: Most tokens of a critique.
-        reasks: How often an unreadable critique is asked for again.
     """
 
     def __init__(
         self,
         generator: FlowGenerator,
-        chat: ChatModel,
-        rubric: str = "default",
+        critic: Critic,
         arms: Sequence[str] = ("refine_keep_best",),
         options: RefineOptions | None = None,
-        max_tokens: int = 2048,
-        reasks: int = 1,
     ) -> None:
         super().__init__()
         unknown = [arm for arm in arms if arm not in ARMS]
         if unknown:
             raise ValueError(f"unknown arm {unknown[0]!r}; known: {', '.join(ARMS)}")
         self.generator = generator
-        self.critic = Critic(chat, CritiqueFormat(rubric), max_tokens, reasks=reasks)
+        self.critic = critic
         self.arms: list[Any] = list(arms)
         self.options = options or RefineOptions()
 

@@ -372,7 +372,7 @@ def test_an_unknown_key_is_named(
 
 def test_an_unknown_key_deep_in_a_recipe_is_named(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = CONFIGS / "rl" / "flux1_dev.yaml"
-    for path in ("generator.init_args.ranks=4", "reward.init_args.chat.init_args.api_key=secret"):
+    for path in ("generator.init_args.ranks=4", "reward.init_args.critic.init_args.chat.init_args.api_key=secret"):
         message = refused(build, capsys, "fit", "-c", recipe, f"--model.init_args.{path}")
         assert path.split("=")[0].split(".")[-1] in message
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from ..chat import ChatModel
 from ..critic import Critic, CritiqueRequest
-from ..critique import CritiqueFormat
 from ..records import Critique, Unscored
 from .base import RewardModel, Rewards
 
@@ -19,45 +17,21 @@ class CritiqueReward(RewardModel):
     """The mean of a critique's applicable aspect scores, mapped to [0, 1] (arXiv 2604.11626, Eq. 13; all four for edits).
 
     Args:
-        chat: The critic's model.
-        rubric: Rubric that the critic was trained on: a shipped name or the path of a YAML file.
-        max_tokens: Most tokens of one critique.
-        temperature: Sampling temperature of the first ask.
-        reasks: How often an unreadable answer is asked for again.
-        samples: Critiques per picture; the scores are their mean, which has fewer ties and less noise than one. A critique that stays
-            unreadable is left out of the mean; a picture is unscored if all its critiques are.
-        sample_temperature: Sampling temperature of every critique but the first.
-        constrained: Whether answers are forced into the form that can be read; see :class:`~rationalrewards.components.critic.Critic`.
-        prose_tokens: Most tokens of each piece of prose of a constrained answer.
+        critic: The critic.
+        samples: Critiques per picture; the scores are their mean, which has fewer ties than one. A critique that stays unreadable is
+            left out of the mean; a picture is unscored if all its critiques are.
+        sample_temperature: Sampling temperature of every critique but the first. On the shapes world 0.4 was the best of 0.4, 0.5, 0.7
+            and 1; at 1 the mean of four was no better than one greedy critique.
     """
 
-    def __init__(
-        self,
-        chat: ChatModel,
-        rubric: str = "default",
-        max_tokens: int = 2048,
-        temperature: float = 0.0,
-        reasks: int = 1,
-        samples: int = 1,
-        sample_temperature: float = 1.0,
-        constrained: bool = False,
-        prose_tokens: int | None = None,
-    ) -> None:
+    def __init__(self, critic: Critic, samples: int = 1, sample_temperature: float = 0.4) -> None:
         if samples < 1 or (samples > 1 and sample_temperature <= 0):
             raise ValueError(
                 f"samples is at least 1 and sample_temperature above 0 (else all are the same), got {samples}, {sample_temperature:g}"
             )
+        self.critic = critic
         self.samples = samples
         self.sample_temperature = sample_temperature
-        self.critic = Critic(
-            chat,
-            CritiqueFormat(rubric),
-            max_tokens,
-            temperature,
-            reasks,
-            constrained=constrained,
-            prose_tokens=prose_tokens,
-        )
 
     def load(self, device: Any = None) -> None:
         self.critic.load(device)

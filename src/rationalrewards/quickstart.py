@@ -191,17 +191,17 @@ class Quickstart:
         from rationalrewards.components.shapes.figures import aspect_errors, rate_interval
 
         untrained = self.out / "evaluate" / "untrained"
-        path = "--model.init_args.reward.init_args.chat.init_args.path"
+        critic = "--model.init_args.reward.init_args.critic.init_args"
         writer = {"class_path": "rationalrewards.callbacks.EvaluationWriter", "init_args": {"output_dir": str(untrained)}}
         callbacks = [{"class_path": "rationalrewards.callbacks.MLflowParent"}, writer]
         self._command(
             "test",
             "evaluate",
-            f"{path}=embedded:shapes-critic",
+            f"{critic}.chat.init_args.path=embedded:shapes-critic",
             f"--data.init_args.limit={self.sizes.untrained_pairs}",
             # it has never seen the form, and would fill the longest prose there can be
-            "--model.init_args.reward.init_args.prose_tokens=12",
-            "--model.init_args.reward.init_args.reasks=0",
+            f"{critic}.prose_tokens=12",
+            f"{critic}.reasks=0",
             "--trainer.logger.init_args.run_name=evaluate untrained",
             f"--trainer.callbacks={json.dumps(callbacks)}",
         )
@@ -266,10 +266,12 @@ class Quickstart:
 
     def _critic(self) -> Any:
         from rationalrewards.components.chat import TransformersChat
+        from rationalrewards.components.critic import Critic
+        from rationalrewards.components.critique import CritiqueFormat
         from rationalrewards.components.rewards import CritiqueReward
 
         chat = TransformersChat(str(self.out / "distill" / "critic"), batch_size=96)
-        reward = CritiqueReward(chat, rubric="shapes", max_tokens=320, constrained=True)
+        reward = CritiqueReward(Critic(chat, CritiqueFormat("shapes"), max_tokens=320, constrained=True))
         reward.load()
         return reward
 

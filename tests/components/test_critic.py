@@ -93,7 +93,7 @@ def test_refinement_is_stopped_before_it_starts_where_nobody_reads_it() -> None:
     critic = Critic(chat, FORMAT)
     critic.critique(_requests("good"))
     critic.critique(_requests("good"), refinement=False)
-    CritiqueReward(chat).score(_requests("good"))
+    CritiqueReward(critic).score(_requests("good"))
     assert [batch[0][1].stop for batch in chat.asked] == [(), (REFINEMENT_HEADING,), (REFINEMENT_HEADING,)]
 
 

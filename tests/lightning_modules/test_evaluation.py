@@ -14,7 +14,7 @@ import tiny
 import torch
 from rationalrewards.callbacks import EvaluationWriter
 from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
-from rationalrewards.components.critic import CritiqueRequest
+from rationalrewards.components.critic import Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.records import AspectComparison, PairCritique, Preference, write_jsonl
 from rationalrewards.components.rewards import CritiqueReward, RewardModel, Rewards
@@ -22,6 +22,8 @@ from rationalrewards.components.shapes.truth import ShapesTruth
 from rationalrewards.datamodules import PreferenceDataModule
 from rationalrewards.lightning_modules import RewardEvaluationModule
 from support import run_python
+
+SHAPES = CritiqueFormat("shapes")
 
 pytestmark = tiny.QUIET
 
@@ -145,7 +147,7 @@ class Brighter(ChatModel):
     ],
 )
 def test_pairwise_in_both_orders(fault: str, expected: dict[str, float], file: Path, tmp_path: Path) -> None:
-    metrics = evaluate(RewardEvaluationModule(judge=Brighter(fault), rubric="shapes"), file, tmp_path)
+    metrics = evaluate(RewardEvaluationModule(judge=Critic(Brighter(fault), SHAPES)), file, tmp_path)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     written = rows(tmp_path)
     if fault == "first":
@@ -164,7 +166,7 @@ def test_the_truth_agrees_with_true_labels_through_a_critique(tmp_path: Path) ->
     metrics = evaluate(module, file, tmp_path / "truth")
     assert (metrics["n_pairs"], metrics["pair_accuracy"]) == (decided, 1.0)
     # critiques write scores with one digit, so that close pairs may come out as ties
-    said = evaluate(RewardEvaluationModule(reward=CritiqueReward(tiny.truthful(), "shapes")), file, tmp_path / "said")
+    said = evaluate(RewardEvaluationModule(reward=CritiqueReward(Critic(tiny.truthful(), SHAPES))), file, tmp_path / "said")
     assert said["unscored_rate"] == 0.0
     assert said["pair_accuracy"] == pytest.approx(1.0 - said["tie_rate"])
 
@@ -174,13 +176,13 @@ TWO = """
     from pathlib import Path
 
     from lightning.pytorch.strategies import DDPStrategy
-    from test_evaluation import Brighter, Brightness, RewardEvaluationModule, evaluate
+    from test_evaluation import SHAPES, Brighter, Brightness, Critic, RewardEvaluationModule, evaluate
 
     if __name__ == "__main__":
         file, out = map(Path, sys.argv[1:])
         for name, module in (
             ("pointwise", RewardEvaluationModule(reward=Brightness())),
-            ("pairwise", RewardEvaluationModule(judge=Brighter("half"), rubric="shapes")),
+            ("pairwise", RewardEvaluationModule(judge=Critic(Brighter("half"), SHAPES))),
         ):
             settings = {"devices": 2, "strategy": DDPStrategy(process_group_backend="gloo")}
             # batches of one, so that each process has several
@@ -200,7 +202,7 @@ def test_two_processes_count_every_pair_once(file: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr[-6000:]
     for name, module in (
         ("pointwise", RewardEvaluationModule(reward=Brightness())),
-        ("pairwise", RewardEvaluationModule(judge=Brighter("half"), rubric="shapes")),
+        ("pairwise", RewardEvaluationModule(judge=Critic(Brighter("half"), SHAPES))),
     ):
         metrics = evaluate(module, file, tmp_path / "one" / name, batch_size=1)
         assert metrics["n_pairs"] == 4

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import tiny
 from rationalrewards.callbacks import RefinementWriter
+from rationalrewards.components.critic import Critic
+from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.records import PromptRecord, Refinement, open_picture, read_jsonl
 from rationalrewards.components.refine import ARMS, RefineOptions
 from rationalrewards.datamodules import PromptDataModule
@@ -16,15 +18,16 @@ from rationalrewards.lightning_modules import RefineLoop
 pytestmark = tiny.QUIET
 
 BUDGET = 3
+SHAPES = CritiqueFormat("shapes")
 Traces = dict[tuple[str, str], Refinement]
 
 
 def refine(requests: Path, out: Path, batch_size: int = 2, **changes: Any) -> Traces:
     options = RefineOptions(images_per_prompt=BUDGET, threshold=3.9, seed=2)
-    made = {"generator": tiny.generator(), "chat": tiny.truthful(), "arms": ARMS, "options": options, **changes}
+    made = {"generator": tiny.generator(), "critic": Critic(tiny.truthful(), SHAPES), "arms": ARMS, "options": options, **changes}
     trainer = tiny.trainer(callbacks=[RefinementWriter(str(out))])
     data = PromptDataModule(predict=str(requests), eval_batch_size=batch_size)
-    trainer.predict(RefineLoop(rubric="shapes", **made), data, return_predictions=False)
+    trainer.predict(RefineLoop(**made), data, return_predictions=False)
     return {(trace.id, trace.arm): trace for trace in read_jsonl(out / "refinements.jsonl", Refinement)}
 
 
@@ -92,8 +95,8 @@ def test_a_picture_depends_on_its_request_and_not_on_its_batch(
 
 
 def test_what_cannot_be_scored_never_wins(requests: Path, tmp_path: Path) -> None:
-    failing = tiny.truthful(lambda request: True)
-    for trace in refine(requests, tmp_path, arms=["best_of_n", "refine_keep_best"], chat=failing, reasks=0).values():
+    failing = Critic(tiny.truthful(lambda request: True), SHAPES, reasks=0)
+    for trace in refine(requests, tmp_path, arms=["best_of_n", "refine_keep_best"], critic=failing).values():
         assert trace.stop == "budget"
         assert trace.chosen == 0
         assert {candidate.reward for candidate in trace.candidates} == {None}
@@ -102,4 +105,4 @@ def test_what_cannot_be_scored_never_wins(requests: Path, tmp_path: Path) -> Non
 
 def test_an_unknown_arm_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown arm 'best'; known: base, best_of_n"):
-        RefineLoop(tiny.generator(), tiny.truthful(), arms=["best"])
+        RefineLoop(tiny.generator(), Critic(tiny.truthful()), arms=["best"])

@@ -195,10 +195,24 @@ def run(verb: str, model: dict[str, Any], data: dict[str, Any], callback: str, f
     return out
 
 
-def critic(folder: Path) -> dict[str, Any]:
+def model_of(folder: Path) -> dict[str, Any]:
     return {
         "class_path": "rationalrewards.components.chat.TransformersChat",
         "init_args": {"path": str(folder), "dtype": "float32", "batch_size": 4},
+    }
+
+
+def critic(folder: Path, rubric: str, max_tokens: int) -> dict[str, Any]:
+    return {
+        "class_path": "rationalrewards.components.critic.Critic",
+        "init_args": {"chat": model_of(folder), "format": {"rubric": rubric}, "max_tokens": max_tokens},
+    }
+
+
+def critique_reward(folder: Path, rubric: str, max_tokens: int) -> dict[str, Any]:
+    return {
+        "class_path": "rationalrewards.components.rewards.CritiqueReward",
+        "init_args": {"critic": critic(folder, rubric, max_tokens)},
     }
 
 
@@ -266,7 +280,7 @@ def ledger_of(folder: Path, pairs: Sequence[Preference]) -> tuple[list[dict[str,
 @pytest.mark.slow
 def test_rationalize_accounts_for_every_real_pair(untrained: Path, real: Path, tmp_path: Path) -> None:
     options = {"max_tokens": 24, "control_share": 0.5, "seed": 1}
-    model = module("RationalizeModule", teacher=critic(untrained), rubric="default", options=options)
+    model = module("RationalizeModule", teacher=model_of(untrained), rubric="default", options=options)
     out = run("predict", model, preferences(path := real_pairs(real, tmp_path)), "RationaleWriter", tmp_path)
     pairs = read_jsonl(path, Preference)
     _, outcomes = ledger_of(out, pairs)
@@ -281,11 +295,9 @@ def test_rationalize_accounts_for_every_real_pair(untrained: Path, real: Path, t
 @pytest.mark.parametrize("way", ["pointwise", "pairwise"])
 def test_evaluate_counts_what_is_unscored_as_wrong(way: str, untrained: Path, real: Path, tmp_path: Path) -> None:
     if way == "pointwise":
-        reward = {"rubric": "default", "max_tokens": 24, "chat": critic(untrained)}
-        class_path = "rationalrewards.components.rewards.CritiqueReward"
-        model = module("RewardEvaluationModule", reward={"class_path": class_path, "init_args": reward})
+        model = module("RewardEvaluationModule", reward=critique_reward(untrained, "default", 24))
     else:
-        model = module("RewardEvaluationModule", judge=critic(untrained), max_tokens=24)
+        model = module("RewardEvaluationModule", judge=critic(untrained, "default", 24))
     out = run("test", model, preferences(path := real_pairs(real, tmp_path)), "EvaluationWriter", tmp_path)
     judged = rows(out / "judgements.jsonl")
     assert [row["id"] for row in judged] == [pair.id for pair in read_jsonl(path, Preference)]
@@ -299,7 +311,7 @@ def test_evaluate_counts_what_is_unscored_as_wrong(way: str, untrained: Path, re
     assert metrics["test/pair_accuracy"] == 0.0
 
 
-def refine_model(folder: Path, **arguments: Any) -> dict[str, Any]:
+def refine_model(folder: Path, rubric: str, max_tokens: int, **arguments: Any) -> dict[str, Any]:
     generator = {
         "path": "embedded:shapes-generator",
         "steps": 2,
@@ -310,7 +322,7 @@ def refine_model(folder: Path, **arguments: Any) -> dict[str, Any]:
     return module(
         "RefineLoop",
         generator={"class_path": "rationalrewards.components.generation.FlowGenerator", "init_args": generator},
-        chat=critic(folder),
+        critic=critic(folder, rubric, max_tokens),
         options=options,
         **arguments,
     )
@@ -338,7 +350,7 @@ def refinements_of(out: Path, ids: Sequence[str], arms: dict[str, int]) -> list[
 def test_refine_keeps_the_first_picture_where_none_is_scored(untrained: Path, real: Path, tmp_path: Path) -> None:
     path = real / "prompts" / "geneval.jsonl"
     arms = {"base": 1, "best_of_n": 2, "blind_rewrite": 2, "refine_always_accept": 2, "refine_keep_best": 2}
-    model = refine_model(untrained, arms=list(arms), rubric="default", max_tokens=24)
+    model = refine_model(untrained, "default", 24, arms=list(arms))
     out = run("predict", model, prompts(path, limit=2), "RefinementWriter", tmp_path)
     requests = read_prompts(path)[:2]
     assert [request.prompt for request in requests] == ["a photo of a bench", "a photo of a cow"]
@@ -363,7 +375,7 @@ def test_refine_edits_real_sources_and_several_at_once(untrained: Path, real: Pa
     path = tmp_path / "edits.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [*records, two]), encoding="utf-8")
     arms = {"base": 1, "refine_keep_best": 2}
-    model = refine_model(untrained, arms=list(arms), rubric="default", max_tokens=24)
+    model = refine_model(untrained, "default", 24, arms=list(arms))
     out = run("predict", model, prompts(path, eval_batch_size=3), "RefinementWriter", tmp_path)
     found = refinements_of(out, ["whole", "small", "two"], arms)
     assert {one.id: len(one.sources) for one in found} == {"whole": 1, "small": 1, "two": 2}
@@ -459,7 +471,7 @@ def test_rationales_of_real_pairs(taught: Path, real: Path, tmp_path: Path) -> N
     agreed, other = two_pairs(real)
     write_jsonl(tmp_path / "pairs.jsonl", [agreed, other])
     options = {"max_tokens": 160, "temperature": 0.0, "control_share": 1.0}
-    model = module("RationalizeModule", teacher=critic(taught), rubric=RUBRIC, options=options)
+    model = module("RationalizeModule", teacher=model_of(taught), rubric=RUBRIC, options=options)
     out = run("predict", model, preferences(tmp_path / "pairs.jsonl"), "RationaleWriter", tmp_path)
     _, outcomes = ledger_of(out, [agreed, other])
     assert [outcomes[pair.id]["last_stage"] for pair in (agreed, other)] == ["refine", "check"]
@@ -478,16 +490,14 @@ def test_rationales_of_real_pairs(taught: Path, real: Path, tmp_path: Path) -> N
 def test_accuracy_on_real_pairs(taught: Path, real: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "pairs.jsonl", two_pairs(real))
     data = preferences(tmp_path / "pairs.jsonl")
-    judge = module("RewardEvaluationModule", judge=critic(taught), rubric=RUBRIC, max_tokens=160)
+    judge = module("RewardEvaluationModule", judge=critic(taught, RUBRIC, 160))
     out = run("test", judge, data, "EvaluationWriter", tmp_path)
     metrics = json.loads((out / "evaluation.json").read_text())
     # always the first picture: right in one order, wrong in the other
     assert metrics["test/pair_accuracy"] == 0.5
     assert metrics["test/order_consistency"] == metrics["test/unscored_rate"] == metrics["test/tie_rate"] == 0.0
     assert [(row["verdict"], row["swapped"]) for row in rows(out / "judgements.jsonl")] == [("A", "B")] * 2
-    reward = {"rubric": RUBRIC, "max_tokens": 160, "chat": critic(taught)}
-    path = "rationalrewards.components.rewards.CritiqueReward"
-    alone = module("RewardEvaluationModule", reward={"class_path": path, "init_args": reward})
+    alone = module("RewardEvaluationModule", reward=critique_reward(taught, RUBRIC, 160))
     out = run("test", alone, data, "EvaluationWriter", tmp_path)
     metrics = json.loads((out / "evaluation.json").read_text())
     # all pictures are a 3: scored, but no pair is told apart
@@ -503,7 +513,7 @@ def test_accuracy_on_real_pairs(taught: Path, real: Path, tmp_path: Path) -> Non
 def test_refinement_of_real_requests(taught: Path, real: Path, tmp_path: Path) -> None:
     path = real / "prompts" / "geneval.jsonl"
     arms = {"base": 1, "refine_keep_best": 2}
-    model = refine_model(taught, arms=list(arms), rubric=RUBRIC, max_tokens=160)
+    model = refine_model(taught, RUBRIC, 160, arms=list(arms))
     out = run("predict", model, prompts(path, limit=2), "RefinementWriter", tmp_path)
     scored = 0
     for one in refinements_of(out, [record.id for record in read_prompts(path)[:2]], arms):

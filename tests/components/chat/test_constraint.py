@@ -147,7 +147,7 @@ def test_rows_that_end_at_a_stop_string_leave_the_others_alone(chat: Transformer
 
 
 def test_free_prose_that_does_not_end_is_a_failure_with_its_reason(chat: TransformersChat) -> None:
-    reward = CritiqueReward(chat, "shapes", max_tokens=40, reasks=0, constrained=True)
+    reward = CritiqueReward(Critic(chat, CritiqueFormat("shapes"), 40, reasks=0, constrained=True))
     rewards = reward.score(_requests(2))
     assert rewards.total.isnan().all() and all("cut off after 40 tokens" in reason for reason in rewards.reasons)
 

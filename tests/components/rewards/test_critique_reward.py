@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
-from rationalrewards.components.critic import CritiqueRequest
+from rationalrewards.components.critic import Critic, CritiqueRequest
+from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.records import AspectCritique, Critique, NotApplicable, Unscored
 from rationalrewards.components.rewards import CritiqueReward, critique_rewards
 from rationalrewards.components.shapes import judge
@@ -66,12 +67,12 @@ class _Counting(ChatModel):
 def test_the_first_critique_is_greedy_and_the_others_are_sampled() -> None:
     chat = _Counting()
     request = CritiqueRequest("t2i", "a cat", draw(random_scene(random.Random(0))))
-    rewards = CritiqueReward(chat, samples=3, sample_temperature=0.8).score([request, request])
+    rewards = CritiqueReward(Critic(chat), samples=3, sample_temperature=0.8).score([request, request])
     assert chat.asked == [(0, 0.0), (0, 0.0), (1, 0.8), (1, 0.8), (2, 0.8), (2, 0.8)]
     assert rewards.values[:, rewards.aspects.index("text_faithfulness")].tolist() == [2.0, 2.0]  # of 1, 2 and 3
     for wrong in ({"samples": 0}, {"samples": 2, "sample_temperature": 0.0}):
         with pytest.raises(ValueError, match="samples is at least 1"):
-            CritiqueReward(chat, **wrong)  # type: ignore[arg-type]
+            CritiqueReward(Critic(chat), **wrong)  # type: ignore[arg-type]
 
 
 def test_nothing_in_nothing_out() -> None:
@@ -100,7 +101,7 @@ def test_a_seeing_critic_rewards_as_the_truth_does(seeing: Callable[[], ChatMode
             truth.append(Asked(edit.request(), scene).reward(judge.read([shown])[0]))
     requests.insert(3, CritiqueRequest("t2i", "a portrait of a cat", draw(scene)))
     truth.insert(3, float("nan"))
-    rewards = CritiqueReward(seeing(), rubric="shapes").score(requests)
+    rewards = CritiqueReward(Critic(seeing(), CritiqueFormat("shapes"))).score(requests)
     assert rewards.valid.tolist() == [index != 3 for index in range(21)]
     # critiques round the scores of the four aspects to 0.1, and quality to 0.5 of a scale of 3
     assert torch.allclose(rewards.total, torch.tensor(truth), atol=0.06, equal_nan=True)
