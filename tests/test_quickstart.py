@@ -137,7 +137,7 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
     critic = summary["critic"]
     assert critic["aspect_mae"].keys() == critic["aspect_mae_ci95"].keys() == critic["aspect_mae_n"].keys()
     assert critic["within_group_corr_n"] <= SIZES["eval-prompts"] * SIZES["eval-copies"]
-    assert "within_group_corr_ci95" in critic and summary["rl"]["stopped"] == ""
+    assert "within_group_corr_ci95" in critic and summary["rl"]["stopped_early"] == "no"
     assert summary["rationales"]["pairs"] == SIZES["pairs"]
     assert summary["rationales"]["kept"] + sum(summary["rationales"]["reasons"].values()) == SIZES["pairs"]
     assert 0 < summary["critic"]["n_pairs"] <= SIZES["test-pairs"]

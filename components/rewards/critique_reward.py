@@ -20,11 +20,12 @@ class CritiqueReward(RewardModel):
         critic: The critic.
         samples: Critiques per picture; the scores are their mean, which has fewer ties than one. A critique that stays unreadable is
             left out of the mean; a picture is unscored if all its critiques are.
-        sample_temperature: Sampling temperature of every critique but the first. On the shapes world 0.4 was the best of 0.4, 0.5, 0.7
-            and 1; at 1 the mean of four was no better than one greedy critique.
+        sample_temperature: Sampling temperature of every critique but the first. Low ones repeat the first, high ones garble a weak
+            critic. On 245 pairs of the shapes world one greedy critique was right in 0.87, the mean of three at 0.4 in 0.88, of five at
+            0.7 in 0.91 and at 1 in 0.92; with a critic of fewer steps on 446 others, one in 0.86, four at 0.5 in 0.90 and at 1 in 0.88.
     """
 
-    def __init__(self, critic: Critic, samples: int = 1, sample_temperature: float = 0.4) -> None:
+    def __init__(self, critic: Critic, samples: int = 1, sample_temperature: float = 0.8) -> None:
         if samples < 1 or (samples > 1 and sample_temperature <= 0):
             raise ValueError(
                 f"samples is at least 1 and sample_temperature above 0 (else all are the same), got {samples}, {sample_temperature:g}"

@@ -24,8 +24,7 @@ SIMULATION = (
     "All figures are judged by the world's ground truth on held-out requests and pairs, never by the critic that was trained.",
     "blind_rewrite rewrites the request with the same critic, which is shown a blank picture; best_of_n, blind_rewrite and "
     "refine_keep_best may make the same number of pictures, and the critic picks.",
-    "A good rewrite does not depend on the picture in this world: it is the request in detailed words. So blind_rewrite is handicapped "
-    "only by the blank picture.",
+    "A good rewrite does not depend on the picture in this world: it is the request in detailed words, and blind_rewrite can find it too.",
     "The critic learns and is tested on edits too; RL and refinement are text-to-image here.",
 )
 
@@ -39,7 +38,7 @@ class Sizes:
     rl_prompts: int = 512
     eval_prompts: int = 128
     eval_copies: int = 2
-    distill_steps: int = 720
+    distill_steps: int = 800
     rl_updates: int = 16
     images_per_prompt: int = 4
     untrained_pairs: int = 40
@@ -241,7 +240,7 @@ class Quickstart:
         result["n"] = before["n"]
         result["n_prompts"] = self.sizes.eval_prompts
         result["updates"] = len((self.out / "rl" / "history.jsonl").read_text(encoding="utf-8").splitlines())
-        result["stopped"] = self._mlflow_run("rl").data.tags.get(STOPPED_TAG, "")
+        result["stopped_early"] = self._mlflow_run("rl").data.tags.get(STOPPED_TAG, "no")
         return result | {key: value for key, value in before.items() if key.startswith("within_group_corr")}
 
     def _mlflow_run(self, stage: str) -> Any:
