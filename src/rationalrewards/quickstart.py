@@ -39,7 +39,7 @@ class Sizes:
     eval_prompts: int = 128
     eval_copies: int = 2
     distill_steps: int = 800
-    rl_updates: int = 16
+    rl_updates: int = 14
     images_per_prompt: int = 4
     untrained_pairs: int = 40
 
