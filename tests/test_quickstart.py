@@ -179,3 +179,13 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
     assert third.returncode == 0, third.stderr[-4000:]
     assert third.stdout.count("done before") == len(STAGES)
     assert strict(out / "summary.json") == summary
+
+
+def test_a_place_that_cannot_be_written_and_a_size_of_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = run_python(["-m", "rationalrewards.quickstart", "--out", str(tmp_path / "file" / "out")], timeout=120)
+    assert refused.returncode == 1
+    assert "give a folder that you may write to as --out" in refused.stderr and "Traceback" not in refused.stderr
+    refused = run_python(["-m", "rationalrewards.quickstart", "--out", str(tmp_path / "out"), "--pairs", "0"], timeout=120)
+    assert refused.returncode == 2 and "argument --pairs: must be at least 1, got 0" in refused.stderr
+    assert not (tmp_path / "out").exists()
