@@ -40,7 +40,8 @@ class PreferenceDataModule(LightningDataModule):
             ValueError: If there are no pairs, or two files share an id.
         """
         if not self.pairs:
-            pairs, found = [], {}
+            pairs: list[Preference] = []
+            found: dict[str, str] = {}
             for path in self.paths:
                 for pair in read_preferences(Path(path)):
                     if found.setdefault(pair.id, path) != path:
