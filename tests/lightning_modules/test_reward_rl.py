@@ -378,7 +378,7 @@ def test_without_a_witness_a_ranking_by_chance_is_refused(eight_prompts: Path) -
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
-def test_a_strategy_that_splits_weights_is_refused(strategy: type, tmp_path: Path) -> None:
+def test_a_strategy_that_splits_weights_is_refused(strategy: type) -> None:
     module = tiny.rl_module()
     module._trainer = SimpleNamespace(strategy=strategy())
     with pytest.raises(ValueError, match=rf"{strategy.__name__} is not supported: use -c configs/trainer/ddp.yaml"):
