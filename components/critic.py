@@ -98,7 +98,7 @@ class Critic:
                 self.temperature if temperature is None else temperature,
                 seed,
                 stop,
-                self.format.pointwise_grammar(r.task, self.prose_tokens) if self.constrained else "",
+                self.format.pointwise_form(r.task, self.prose_tokens, refinement) if self.constrained else None,
             )
             for r in requests
         ]
@@ -118,7 +118,7 @@ class Critic:
                 self.format.pairwise_messages(r.task, r.prompt, r.sources, r.images),
                 self.max_tokens,
                 self.temperature,
-                grammar=self.format.pairwise_grammar(r.task, self.prose_tokens) if self.constrained else "",
+                form=self.format.pairwise_form(r.task, self.prose_tokens) if self.constrained else None,
             )
             for r in requests
         ]

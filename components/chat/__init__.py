@@ -1,8 +1,8 @@
 """How to ask a vision-language model."""
 
-from .base import ChatModel, ChatReply, ChatRequest
+from .base import ChatModel, ChatReply, ChatRequest, Place, Weights
 from .cached_chat import CachedChat
 from .openai_chat import OpenAIChat
 from .transformers_chat import TransformersChat
 
-__all__ = ["CachedChat", "ChatModel", "ChatReply", "ChatRequest", "OpenAIChat", "TransformersChat"]
+__all__ = ["CachedChat", "ChatModel", "ChatReply", "ChatRequest", "OpenAIChat", "Place", "TransformersChat", "Weights"]

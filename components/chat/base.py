@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+
+from ..answer_form import AnswerForm
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class ChatRequest:
         temperature: 0 is greedy.
         seed: Seed of the sampling, where the backend has one.
         stop: The answer ends before the first of these strings.
-        grammar: The answer is forced into this grammar (llguidance's Lark dialect); "" leaves it free.
+        form: The answer is forced into this form; ``None`` leaves it free.
     """
 
     messages: Sequence[dict[str, Any]]
@@ -28,7 +30,7 @@ class ChatRequest:
     temperature: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    grammar: str = ""
+    form: AnswerForm | None = None
 
     def images(self) -> list[Image.Image]:
         """All pictures of the conversation, in order."""
@@ -60,6 +62,33 @@ class ChatReply:
     attempts: int = 1
 
 
+@dataclass(frozen=True)
+class Place:
+    """A place in an answer where one of several strings stands.
+
+    Args:
+        start: Characters of the answer before it.
+        options: The strings that might stand there, e.g. all scores.
+    """
+
+    start: int
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How probable each option of a :class:`Place` is, given all that stands before it.
+
+    Args:
+        options: Option to probability. Their sum is the model's probability that any of them stands there; an option that others
+            continue ("3" and "3.5") has what is left when none of the others does.
+        failure: Why there are no probabilities; empty if there are.
+    """
+
+    options: Mapping[str, float]
+    failure: str = ""
+
+
 class ChatModel(ABC):
     """A vision-language model behind one method. Built as a recipe: weights and connections come with :meth:`load`."""
 
@@ -81,6 +110,24 @@ class ChatModel(ABC):
     @abstractmethod
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         """Answer requests, in order. A request that fails gives a reply with ``failure``; it does not raise."""
+
+    def weigh(
+        self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
+    ) -> list[list[Weights]]:
+        """How probable the options at some places of given answers are.
+
+        Args:
+            requests: What was asked.
+            answers: One answer per request, of this model or of another.
+            places: The places of each answer.
+
+        Returns:
+            For each answer the weights at its places, in order. A place that cannot be weighed has a ``failure``.
+
+        Raises:
+            ValueError: If this kind of model never shows its probabilities.
+        """
+        raise ValueError(f"{type(self).__name__} does not show its probabilities; leave out expected scores")
 
     def load(self, device: Any = None) -> None:  # noqa: B027 - optional hook
         """Load weights or connect. Called before the first request; safe to call again."""

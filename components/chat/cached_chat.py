@@ -65,7 +65,7 @@ class CachedChat(ChatModel):
 
     def _path(self, request: ChatRequest) -> Path:
         digest = hashlib.sha256()
-        settings = [self._key, request.max_tokens, request.temperature, request.seed, list(request.stop), request.grammar]
+        settings = [self._key, request.max_tokens, request.temperature, request.seed, list(request.stop), repr(request.form)]
         digest.update(json.dumps(settings).encode())
         for turn in request.messages:
             digest.update(json.dumps(turn["role"]).encode())

@@ -88,8 +88,8 @@ class OpenAIChat(ChatModel):
         self._loop = self._client = self._stop = None
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        if any(request.grammar for request in requests):
-            raise ValueError("OpenAIChat cannot force answers into a grammar; leave out `constrained`, or use TransformersChat")
+        if any(request.form for request in requests):
+            raise ValueError("OpenAIChat cannot force answers into a form; leave out `constrained`, or use TransformersChat")
         self.load()
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(self._all(requests), self._loop).result()

@@ -127,11 +127,11 @@ class TransformersChat(ChatModel):
         prompt_length = inputs["input_ids"].shape[1]
         ends = {tokenizer.eos_token_id, *_as_set(self.model.generation_config.eos_token_id)}
         processors: list[LogitsProcessor] = []
-        if first.grammar:
+        if first.form:
             if self._constraint_tokenizer is None:
                 vocabulary = self.model.get_output_embeddings().weight.shape[0]
                 self._constraint_tokenizer = constraint_tokenizer(tokenizer, vocabulary, ends)
-            processors.append(GrammarConstraint(first.grammar, self._constraint_tokenizer, len(batch), prompt_length))
+            processors.append(GrammarConstraint(first.form.lark(), self._constraint_tokenizer, len(batch), prompt_length))
         if first.temperature > 0:
             processors.append(_RowNoise(first.temperature, [request.seed for request in batch]))
         stop = StoppingCriteriaList([_StopStrings(tokenizer, first.stop, prompt_length)] if first.stop else [])
@@ -248,7 +248,7 @@ class _StopStrings(StoppingCriteria):
 
 
 def _settings(request: ChatRequest) -> tuple[int, float, tuple[str, ...], str]:
-    return (request.max_tokens, request.temperature, request.stop, request.grammar)
+    return (request.max_tokens, request.temperature, request.stop, repr(request.form))
 
 
 def _as_set(ids: int | Sequence[int] | None) -> set[int]:

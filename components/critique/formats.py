@@ -16,14 +16,14 @@ from typing import Any
 
 from PIL import Image
 
+from ..answer_form import AnswerForm
 from ..records import TASKS, AspectComparison, Critique, PairCritique, Score, Task, Unscored
-from .grammar import pairwise_grammar, pointwise_grammar
+from .grammar import REFINEMENT_HEADING, pairwise_form, pointwise_form
 from .parsing import parse, parse_pair
 from .rubric import Rubric, load_rubric
 
 Message = dict[str, Any]
 FINGERPRINT_FILE = "critique_format.json"
-REFINEMENT_HEADING = "# User Request Refinement:"
 
 
 def quote_request(prompt: str) -> str:
@@ -119,13 +119,13 @@ class CritiqueFormat:
         parts = [*self._sources(sources), *pictures, text_part(quote_request(prompt))]
         return [self._instructions(self.rules.pairwise, task, skeleton), {"role": "user", "content": parts}]
 
-    def pointwise_grammar(self, task: Task, prose_tokens: int | None = None) -> str:
-        """Grammar of the answer to :meth:`pointwise_messages`; see :mod:`.grammar`."""
-        return pointwise_grammar(self.rules, task, prose_tokens)
+    def pointwise_form(self, task: Task, prose_tokens: int | None = None, refinement: bool = True) -> AnswerForm:
+        """Form of the answer to :meth:`pointwise_messages`; see :mod:`.grammar`."""
+        return pointwise_form(self.rules, task, prose_tokens, refinement)
 
-    def pairwise_grammar(self, task: Task, prose_tokens: int | None = None) -> str:
-        """Grammar of the answer to :meth:`pairwise_messages`."""
-        return pairwise_grammar(self.rules, task, prose_tokens)
+    def pairwise_form(self, task: Task, prose_tokens: int | None = None) -> AnswerForm:
+        """Form of the answer to :meth:`pairwise_messages`."""
+        return pairwise_form(self.rules, task, prose_tokens)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 

@@ -1,55 +1,69 @@
-"""The critique format as a grammar, for backends that can force an answer into a form.
+"""The critique format as a form that an answer can be forced into: headings and scores are fixed, prose is free.
 
-Headings and scores are forced, prose is one free paragraph each: a constrained answer that came to its end can always be read. To
-see that it comes to its end, prose can be given a longest length. The syntax is the Lark dialect of llguidance.
+A constrained answer that came to its end can always be read.
 """
 
 from __future__ import annotations
 
+from ..answer_form import AnswerForm, Choice, Maybe, Part, Prose
 from ..records import Task
 from .rubric import Rubric
 
-# One paragraph: after a line break only a heading can follow, so the lexer never has to look back.
-_PROSE = "PROSE: /[^\\n]+/"
-_SCORE = "SCORE: /[1-3](\\.[0-9])?|4(\\.0)?/"
-_ANALYSIS = '("# User Request Analysis: " prose "\\n")?'
+REFINEMENT_HEADING = "# User Request Refinement:"
+_WINNERS = ("Image A", "Image B", "It's a tie", "N/A")
+_ANALYSIS = Maybe(("# User Request Analysis: ", Prose("analysis"), "\n"))
 
 
-def pointwise_grammar(rubric: Rubric, task: Task, prose_tokens: int | None = None) -> str:
-    """Grammar of a critique of one picture, the refinement optional.
+def pointwise_form(rubric: Rubric, task: Task, prose_tokens: int | None = None, refinement: bool = True) -> AnswerForm:
+    """Form of a critique of one picture.
 
     Args:
         rubric: The rubric.
         task: Decides the aspects.
         prose_tokens: Most tokens of each piece of prose; ``None`` leaves them free.
+        refinement: Whether the critic may go on to a refined request; else the answer may end with the refinement's heading, as a
+            critic that was trained to write one would otherwise go on with its summary.
     """
-    refinement = '("\\n# User Request Refinement:\\n## Refinement Comments: " prose "\\n## Refined Request: " prose)?'
-    return _grammar(rubric, task, ("Score",), refinement, prose_tokens)
+    refined: tuple[str | Prose | Choice, ...] = (f"\n{REFINEMENT_HEADING}",)
+    if refinement:
+        refined = (
+            f"\n{REFINEMENT_HEADING}\n## Refinement Comments: ",
+            Prose("refinement_comments"),
+            "\n## Refined Request: ",
+            Prose("refined_request"),
+        )
+    return _form(rubric, task, {"score": "Score"}, prose_tokens, Maybe(refined))
 
 
-def pairwise_grammar(rubric: Rubric, task: Task, prose_tokens: int | None = None) -> str:
-    """Grammar of a comparison of two pictures; see :func:`pointwise_grammar`."""
-    return _grammar(rubric, task, ("Score A", "Score B"), "", prose_tokens)
+def pairwise_form(rubric: Rubric, task: Task, prose_tokens: int | None = None) -> AnswerForm:
+    """Form of a comparison of two pictures; see :func:`pointwise_form`."""
+    return _form(rubric, task, {"score_a": "Score A", "score_b": "Score B"}, prose_tokens)
 
 
-def _grammar(rubric: Rubric, task: Task, scores: tuple[str, ...], refinement: str, prose_tokens: int | None) -> str:
-    aspects = rubric.for_task(task)
-    rules = []
-    for number, aspect in enumerate(aspects, start=1):
-        score = '(SCORE | "N/A")' if aspect.optional else "SCORE"
-        fields = [f'"\\n## {name}: " {score}' for name in scores]
+def _form(rubric: Rubric, task: Task, scores: dict[str, str], prose_tokens: int | None, *end: Part) -> AnswerForm:
+    parts: list[Part] = [_ANALYSIS, "# Detailed Judgement:"]
+    for number, aspect in enumerate(rubric.for_task(task), start=1):
+        parts += [f"\n{number}. {aspect.title}:\n## Justification: ", Prose(f"{aspect.key}_justification")]
+        options = score_options() + (("N/A",) if aspect.optional else ())
+        for name, heading in scores.items():
+            parts += [f"\n## {heading}: ", Choice(f"{aspect.key}_{name}", options)]
         if len(scores) > 1:
-            fields.append('"\\n## Winner: " WINNER')
-        title = f"{number}. {aspect.title}:\\n## Justification: ".replace('"', '\\"')
-        rules.append(f'aspect_{number}: "{title}" prose {" ".join(fields)} "\\n"')
-    names = " ".join(f"aspect_{number}" for number in range(1, len(aspects) + 1))
-    return "\n".join(
-        [
-            f'start: {_ANALYSIS} "# Detailed Judgement:\\n" {names} "# Summary: " prose {refinement}',
-            *rules,
-            f"prose{'' if prose_tokens is None else f'[max_tokens={prose_tokens}]'}: PROSE",
-            _PROSE,
-            _SCORE,
-            *(['WINNER: "Image A" | "Image B" | "It\'s a tie" | "N/A"'] if len(scores) > 1 else []),
-        ]
-    )
+            parts += ["\n## Winner: ", Choice(f"{aspect.key}_winner", _WINNERS)]
+    parts += ["\n# Summary: ", Prose("summary"), *end]
+    return AnswerForm(tuple(_joined(parts)), prose_tokens)
+
+
+def score_options() -> tuple[str, ...]:
+    """All ways to write a score from 1 to 4: whole, or with one decimal."""
+    return (*"1234", *(f"{tenths / 10:.1f}" for tenths in range(10, 41)))
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    """The same parts with neighbouring texts as one."""
+    joined: list[Part] = []
+    for part in parts:
+        if joined and isinstance(part, str) and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 from llguidance.hf import from_tokenizer
+from rationalrewards.components.answer_form import AnswerForm, Prose
 from rationalrewards.components.chat import ChatRequest, OpenAIChat, TransformersChat
 from rationalrewards.components.critic import ComparisonRequest, Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat
@@ -61,9 +62,9 @@ def test_what_a_critic_should_write_is_accepted(vocabulary: Any, chat: Transform
     for request in _requests(20):
         asked, (seen, other) = _asked(request), judge.read([request.image, draw(random_scene(random.Random(1)))])
         critique = phrases.critique(asked, seen)
-        assert _accepts(format.pointwise_grammar(request.task), format.render(critique, request.task), vocabulary, chat)
+        assert _accepts(format.pointwise_form(request.task).lark(), format.render(critique, request.task), vocabulary, chat)
         pair = format.render_pair(phrases.pair_critique(asked, seen, other), request.task)
-        assert _accepts(format.pairwise_grammar(request.task), pair, vocabulary, chat)
+        assert _accepts(format.pairwise_form(request.task).lark(), pair, vocabulary, chat)
 
 
 GOOD = Critique(
@@ -78,7 +79,7 @@ GOOD = Critique(
 
 def test_the_default_rubric_too(vocabulary: Any, chat: TransformersChat) -> None:
     format = CritiqueFormat("default")
-    grammar, text = format.pointwise_grammar("t2i"), format.render(GOOD, "t2i")
+    grammar, text = format.pointwise_form("t2i").lark(), format.render(GOOD, "t2i")
     assert _accepts(grammar, text, vocabulary, chat)
     assert _accepts(grammar, text.replace("3.5", "3"), vocabulary, chat)
     refined = f"{text}\n# User Request Refinement:\n## Refinement Comments: sharper\n## Refined Request: a sharp ball, no text"
@@ -109,7 +110,7 @@ def test_nothing_else_is(old: str, new: str, vocabulary: Any, chat: Transformers
     format = CritiqueFormat("default")
     text = format.render(GOOD, "t2i")
     assert old in text
-    assert not _accepts(format.pointwise_grammar("t2i"), text.replace(old, new), vocabulary, chat)
+    assert not _accepts(format.pointwise_form("t2i").lark(), text.replace(old, new), vocabulary, chat)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
@@ -152,13 +153,14 @@ def test_free_prose_that_does_not_end_is_a_failure_with_its_reason(chat: Transfo
     assert rewards.total.isnan().all() and all("cut off after 40 tokens" in reason for reason in rewards.reasons)
 
 
-def test_a_grammar_that_is_none_is_refused(chat: TransformersChat) -> None:
-    ask = ChatRequest([{"role": "user", "content": [{"type": "text", "text": "describe"}]}], grammar="start: nowhere")
+def test_a_form_that_is_none_is_refused(chat: TransformersChat) -> None:
+    nothing = AnswerForm((Prose("any"),), prose_tokens=-1)
+    ask = ChatRequest([{"role": "user", "content": [{"type": "text", "text": "describe"}]}], form=nothing)
     with pytest.raises(ValueError, match="grammar is not valid"):
         chat.complete([ask])
 
 
 def test_a_backend_that_cannot_constrain_says_so() -> None:
     critic = Critic(OpenAIChat("m", "http://localhost:1/v1"), CritiqueFormat("shapes"), constrained=True)
-    with pytest.raises(ValueError, match="cannot force answers into a grammar; leave out `constrained`"):
+    with pytest.raises(ValueError, match="cannot force answers into a form; leave out `constrained`"):
         critic.critique(_requests(1))
