@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from rationalrewards.components.pages import Row, Scored, contact_sheet, critiques_page, histogram
-from rationalrewards.components.records import SCORE_RANGE
+from rationalrewards.components.records import Scale
 from rationalrewards.components.rewards import Advantages, Rewards
 from torch import Tensor
 
@@ -203,10 +203,12 @@ class RewardLogging(Callback):
         unscored = numbers.pictures - len(numbers.totals)
         title = f"Round {rollout.epoch}: rewards of {numbers.pictures} pictures, {unscored} unscored"
         _log_histogram(client, run_id, numbers.totals, title, (0.0, 1.0), f"{stem}_rewards.png")
+        critiques = rollout.rewards.critiques
+        scale = critiques[0].scale if critiques else Scale()
         for aspect, scores in numbers.aspects.items():
             title = f"Round {rollout.epoch}: {aspect} of {len(scores)} of {numbers.pictures} pictures"
             path = f"{stem}_aspect_{re.sub(r'[^A-Za-z0-9_.-]', '_', aspect)}.png"
-            _log_histogram(client, run_id, scores, title, SCORE_RANGE, path)
+            _log_histogram(client, run_id, scores, title, (scale.low, scale.high), path)
         _log_table(client, run_id, _table(rollout), f"{stem}_table.json")
 
     def _shown(self, rollout: Rollout) -> list[list[int]]:
@@ -250,6 +252,7 @@ def _critiques(rollout: Rollout, shown: list[list[int]]) -> str:
             dict(zip(rewards.aspects, values[index], strict=True)),
             critiques[index].text,
             "" if truth is None else f"witness {truth:.3f}",
+            critiques[index].scale,
         )
 
     groups = [(rollout.prompts[group[0]], [scored(index) for index in group]) for group in shown]

@@ -191,6 +191,7 @@ class RefinementWriter(Callback):
                     None if isinstance(reward, Unscored) else reward,
                     reward.reason if isinstance(reward, Unscored) else "",
                     aspects,
+                    made.critique.scale,
                 )
             )
         record = trace.record

@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import ROUND_HALF_EVEN, Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,8 +23,82 @@ from PIL import Image, ImageOps
 Task = Literal["t2i", "edit"]
 TASKS: tuple[Task, ...] = ("t2i", "edit")
 
-SCORE_RANGE = (1.0, 4.0)
-"""Range of an aspect score (arXiv 2604.11626)."""
+
+@dataclass(frozen=True)
+class Scale:
+    """The scores that an aspect can get; by default those of arXiv 2604.11626, 1 to 4.
+
+    Args:
+        low: Worst score.
+        high: Best score.
+        step: Distance between two scores as they are written. What is read may lie between two steps.
+
+    Raises:
+        ValueError: If these are no numbers, ``low`` is not below ``high``, or steps do not lead from one to the other.
+    """
+
+    low: float = 1.0
+    high: float = 4.0
+    step: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "step"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"scale: {name} must be a number, got {value!r}")
+            object.__setattr__(self, name, float(value))  # 1 and 1.0 are the same scale, in JSON too
+        if self.low >= self.high:
+            raise ValueError(f"scale: low must be below high, got {self.low:g} and {self.high:g}")
+        steps = (_exact(self.high) - _exact(self.low)) / _exact(self.step) if self.step > 0 else Decimal(0)
+        if steps < 1 or steps != steps.to_integral_value():
+            raise ValueError(
+                f"scale: step {self.step:g} does not lead from {self.low:g} to {self.high:g}; it must divide {self.high - self.low:g}"
+            )
+        if steps > 1000:
+            raise ValueError(
+                f"scale: {steps:.0f} steps from {self.low:g} to {self.high:g} are too many to choose from; at most 1000"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}"
+
+    def contains(self, score: float) -> bool:
+        """Whether a score lies on the scale, on a step or between two."""
+        return self.low <= score <= self.high
+
+    def fraction(self, score: float) -> float:
+        """A score as a share of the way from worst to best, in [0, 1]; what lies outside is clamped."""
+        return (min(self.high, max(self.low, score)) - self.low) / (self.high - self.low)
+
+    def written(self, score: float) -> str:
+        """A score to the nearest step, with as many decimals as the steps have."""
+        steps = ((Decimal(score) - _exact(self.low)) / _exact(self.step)).quantize(Decimal(1), ROUND_HALF_EVEN)
+        return f"{_exact(self.low) + steps * _exact(self.step):.{self._decimals}f}"
+
+    def options(self) -> tuple[str, ...]:
+        """All ways to write a score: whole ones without decimals, then every step with its decimals."""
+        return _options(self)
+
+    @property
+    def _decimals(self) -> int:
+        return max(0, *(-int(_exact(value).normalize().as_tuple().exponent) for value in (self.low, self.step)))
+
+
+@cache
+def _options(scale: Scale) -> tuple[str, ...]:
+    low, step = _exact(scale.low), _exact(scale.step)
+    scores = [low + step * index for index in range(int((_exact(scale.high) - low) / step) + 1)]
+    whole = [f"{score:.0f}" for score in scores if score == score.to_integral_value()]
+    return tuple(dict.fromkeys([*whole, *(f"{score:.{scale._decimals}f}" for score in scores)]))
+
+
+def _exact(value: float) -> Decimal:
+    """A number as it was written: 0.1, and not the binary fraction next to it."""
+    return Decimal(repr(value))
+
+
+SCORE_RANGE = (Scale().low, Scale().high)
+"""Range of the scores of a rubric that has no scale of its own."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +124,25 @@ Score = float | NotApplicable | Unscored
 
 @dataclass(frozen=True)
 class AspectCritique:
-    """One aspect of a critique of one picture: why, then how good (1 to 4)."""
+    """One aspect of a critique of one picture: why, then how good, on the critique's scale.
+
+    Args:
+        justification: Why.
+        score: The written score.
+        expected: The mean over all scores that might stand in its place, each as probable as the critic finds it after all that it
+            wrote before; ``None`` if that was not asked.
+        at: Characters of the answer before the written number, if there is one.
+    """
 
     justification: str
     score: Score
+    expected: float | None = None
+    at: int | None = field(default=None, compare=False)
+
+    @property
+    def value(self) -> Score:
+        """The score that counts: the expected one where there is one, else the written one."""
+        return self.score if self.expected is None else self.expected
 
 
 @dataclass(frozen=True)
@@ -64,6 +156,7 @@ class Critique:
         refined_request: The rewritten request; empty if the critic gave none.
         analysis: The opening analysis of the request, if any.
         text: The critic's answer as it came.
+        scale: What the scores run from and to.
     """
 
     aspects: Mapping[str, AspectCritique]
@@ -72,16 +165,22 @@ class Critique:
     refined_request: str = ""
     analysis: str = ""
     text: str = field(default="", compare=False)
+    scale: Scale = field(default_factory=Scale)
 
     @classmethod
-    def unscored(cls, reason: str, aspects: Sequence[str], text: str = "") -> Critique:
+    def unscored(cls, reason: str, aspects: Sequence[str], text: str = "", scale: Scale | None = None) -> Critique:
         """A critique that never came: every aspect is unscored for ``reason``."""
-        return cls({key: AspectCritique("", Unscored(reason)) for key in aspects}, text=text)
+        return cls({key: AspectCritique("", Unscored(reason)) for key in aspects}, text=text, scale=scale or Scale())
 
     def score(self, aspect: str) -> Score:
-        """The score of an aspect (1 to 4), or why there is none. Unknown aspects are unscored."""
+        """The score of an aspect, or why there is none. Unknown aspects are unscored."""
         found = self.aspects.get(aspect)
         return found.score if found is not None else Unscored(f"aspect {aspect!r} is not part of this critique")
+
+    def value(self, aspect: str) -> Score:
+        """The score that counts in :meth:`reward`: the expected one where there is one, else the written one."""
+        found = self.aspects.get(aspect)
+        return found.value if found is not None else self.score(aspect)
 
     def justification(self, aspect: str) -> str:
         """The text that leads to the score; empty if there is none."""
@@ -89,13 +188,15 @@ class Critique:
         return found.justification if found is not None else ""
 
     def reward(self) -> float | Unscored:
-        """Mean over applicable aspects (arXiv 2604.11626, Eq. 13), each clamped to [1, 4], mapped to [0, 1].
+        """Mean over applicable aspects (arXiv 2604.11626, Eq. 13), each clamped to the scale, mapped to [0, 1].
+
+        Expected scores count in place of written ones where a critic gives them (:attr:`AspectCritique.value`).
 
         Returns:
             A number in [0, 1]; :class:`Unscored` if any aspect is unscored (a mean over what happened to be parsed would be
             a different quantity) or none applies.
         """
-        return mean_reward([judged.score for judged in self.aspects.values()])
+        return mean_reward([judged.value for judged in self.aspects.values()], self.scale)
 
     @property
     def failure(self) -> str:
@@ -104,9 +205,10 @@ class Critique:
         return reward.reason if isinstance(reward, Unscored) else ""
 
 
-def mean_reward(scores: Sequence[Score]) -> float | Unscored:
-    """Mean of applicable scores mapped to [0, 1]; see :meth:`Critique.reward`."""
-    low, high = SCORE_RANGE
+def mean_reward(scores: Sequence[Score], scale: Scale | None = None) -> float | Unscored:
+    """Mean of applicable scores mapped to [0, 1], by default from 1 to 4; see :meth:`Critique.reward`."""
+    scale = scale or Scale()
+    low, high = scale.low, scale.high
     values = []
     for score in scores:
         if isinstance(score, Unscored):
@@ -139,12 +241,14 @@ class PairCritique:
     summary: str = ""
     analysis: str = ""
     text: str = field(default="", compare=False)
+    scale: Scale = field(default_factory=Scale)
 
     @classmethod
-    def unscored(cls, reason: str, aspects: Sequence[str], text: str = "") -> PairCritique:
+    def unscored(cls, reason: str, aspects: Sequence[str], text: str = "", scale: Scale | None = None) -> PairCritique:
         """A comparison that never came."""
         missing = Unscored(reason)
-        return cls({key: AspectComparison("", missing, missing, missing) for key in aspects}, text=text)
+        judged = {key: AspectComparison("", missing, missing, missing) for key in aspects}
+        return cls(judged, text=text, scale=scale or Scale())
 
     def scores(self, aspect: str) -> tuple[Score, Score]:
         """The scores of both pictures in one aspect."""
@@ -157,7 +261,7 @@ class PairCritique:
     def rewards(self) -> tuple[float | Unscored, float | Unscored]:
         """The reward of each picture, as :meth:`Critique.reward`."""
         judged = list(self.aspects.values())
-        return mean_reward([a.score_a for a in judged]), mean_reward([a.score_b for a in judged])
+        return mean_reward([a.score_a for a in judged], self.scale), mean_reward([a.score_b for a in judged], self.scale)
 
     def verdict(self) -> Verdict | Unscored:
         """Which picture has the higher reward; the written winners are ignored, as in the paper's evaluation code."""
@@ -258,6 +362,7 @@ class Candidate:
     reward: float | None
     unscored: str = ""
     aspects: Mapping[str, float | None] = field(default_factory=dict)
+    scale: Scale = field(default_factory=Scale)
 
 
 @dataclass(frozen=True)
@@ -320,7 +425,7 @@ def open_picture(path: str | Path) -> Image.Image:
 
 def located(record: R, path: str | Path, number: int) -> R:
     """Remember in which row of which file a record was read, for messages. Not a field: it is neither compared nor written."""
-    for part in (record, *(getattr(record, name) for name in _NESTED if hasattr(record, name))):
+    for part in (record, *([record.pair] if isinstance(record, Rationale) else [])):
         object.__setattr__(part, "_read_from", f"{path}, row {number}")
     return record
 
@@ -338,7 +443,7 @@ def open_pictures(record: Preference | PromptRecord, paths: Sequence[str]) -> tu
 
 
 R = TypeVar("R")
-_NESTED = {"pair": Preference}
+_NESTED: dict[str, type[Any]] = {"pair": Preference, "scale": Scale}
 
 
 def to_json(record: Any) -> dict[str, Any]:
@@ -369,6 +474,9 @@ def from_json(kind: type[R], data: Mapping[str, Any], root: Path | None = None) 
     for name, value in data.items():
         if name in _NESTED and isinstance(value, Mapping):
             value = from_json(_NESTED[name], value, root)
+        elif name == "aspects" and kind in (Critique, PairCritique):
+            judgement = AspectCritique if kind is Critique else AspectComparison
+            value = {key: judgement(**{name: _judged(part) for name, part in item.items()}) for key, item in value.items()}
         elif name == "candidates" and kind is Refinement:
             value = tuple(from_json(Candidate, item, root) for item in value)
         elif name in ("candidates", "sources"):
@@ -381,6 +489,13 @@ def from_json(kind: type[R], data: Mapping[str, Any], root: Path | None = None) 
             value = tuple(value)
         values[name] = value
     return kind(**values)
+
+
+def _judged(value: Any) -> Any:
+    """A score, verdict or justification from what ``dataclasses.asdict`` makes of it."""
+    if isinstance(value, Mapping):
+        return Unscored(value["reason"]) if "reason" in value else NotApplicable()
+    return value
 
 
 def _rooted(path: str, root: Path) -> Path:

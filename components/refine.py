@@ -27,13 +27,14 @@ class RefineOptions:
 
     Args:
         images_per_prompt: Pictures that an arm may make for a request, the first one included.
-        threshold: A picture is accepted once every applicable aspect scores at least this (1 to 4).
+        threshold: A picture is accepted once every applicable aspect scores at least this, in points of the critic's scale; ``None``
+            is two thirds of the way up, as the paper's 3 of 1 to 4.
         seed: Seed of the noise.
         blank: Red, green and blue (0 to 255) of the blank picture that the blind rewriter is shown.
     """
 
     images_per_prompt: int = 4
-    threshold: float = 3.0
+    threshold: float | None = None
     seed: int = 0
     blank: tuple[int, int, int] = (128, 128, 128)
 
@@ -129,8 +130,13 @@ class Studio:
         ]
 
 
-def accepted(critique: Critique, threshold: float) -> bool:
-    """Whether every applicable aspect scores at least ``threshold``; an unscored aspect never accepts."""
+def accepted(critique: Critique, threshold: float | None = None) -> bool:
+    """Whether every applicable aspect scores at least ``threshold`` (see :class:`RefineOptions`); an unscored aspect never accepts.
+
+    It is the written scores that accept: an expected one comes near the best score but hardly ever to it.
+    """
+    if threshold is None:
+        threshold = critique.scale.low + 2.0 * (critique.scale.high - critique.scale.low) / 3.0
     scores = [critique.score(key) for key in critique.aspects]
     if any(isinstance(score, Unscored) for score in scores):
         return False
@@ -153,10 +159,13 @@ def run_arm(arm: Arm, records: Sequence[PromptRecord], studio: Studio, options: 
     best.
 
     Raises:
-        ValueError: If there is no such arm.
+        ValueError: If there is no such arm, or the threshold is not on the critic's scale.
     """
     if arm not in ARMS:
         raise ValueError(f"unknown arm {arm!r}; known: {', '.join(ARMS)}")
+    scale = studio.critic.format.rules.scale
+    if options.threshold is not None and not scale.contains(options.threshold):
+        raise ValueError(f"threshold {options.threshold:g} is not on the critic's scale, {scale}; give one that is, or null")
     traces = [Trace(record, arm) for record in records]
     if arm in ("base", "best_of_n", "blind_rewrite"):
         requests = studio.rewrite_blind(records) if arm == "blind_rewrite" else [record.prompt for record in records]

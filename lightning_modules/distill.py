@@ -222,7 +222,7 @@ class RationaleDistillModule(RewardsModule):
 
     def _judge(self, pairs: Sequence[Preference]) -> None:
         chat = TransformersChat(self.path, batch_size=2 * len(pairs)).attach(self.student, self.processor)
-        critic = Critic(chat, self.format, self.val_max_tokens, reasks=0)
+        critic = Critic(chat, self.format, self.val_max_tokens, reasks=0, expected=False)  # alike under every strategy
         requests = []
         for pair in pairs:
             sources = open_pictures(pair, pair.sources)

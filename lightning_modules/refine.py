@@ -9,8 +9,11 @@ from rationalrewards.components.critic import Critic
 from rationalrewards.components.generation import FlowGenerator
 from rationalrewards.components.records import PromptRecord
 from rationalrewards.components.refine import ARMS, RefineOptions, Studio, Trace, run_arm
+from rationalrewards.components.rewards import CritiqueReward, SanityGate
 
 from .base import RewardsModule
+
+SANITY = SanityGate()
 
 
 class RefineLoop(RewardsModule):
@@ -23,6 +26,7 @@ class RefineLoop(RewardsModule):
         critic: The critic.
         arms: What to run, on the same pictures.
         options: Budget, threshold and seed.
+        sanity: Refuses a critic that does not look at pictures or does not read requests, before anything is made; ``None`` takes any.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class RefineLoop(RewardsModule):
         critic: Critic,
         arms: Sequence[str] = ("refine_keep_best",),
         options: RefineOptions | None = None,
+        sanity: SanityGate | None = SANITY,
     ) -> None:
         super().__init__()
         unknown = [arm for arm in arms if arm not in ARMS]
@@ -40,6 +45,8 @@ class RefineLoop(RewardsModule):
         self.critic = critic
         self.arms: list[Any] = list(arms)
         self.options = options or RefineOptions()
+        self.sanity = sanity
+        self._checked = CritiqueReward(critic, sanity=sanity)
 
     def configure_model(self) -> None:
         """Load generator and critic."""
@@ -47,9 +54,13 @@ class RefineLoop(RewardsModule):
         self.critic.load()
 
     def on_predict_start(self) -> None:
-        """Move them to this rank's device."""
+        """Move them to this rank's device.
+
+        Raises:
+            SanityError: If the critic cannot tell pictures or requests apart.
+        """
+        self._checked.load(self.device)
         self.generator.load(self.device)
-        self.critic.load(self.device)
 
     def predict_step(self, batch: Sequence[PromptRecord], batch_idx: int) -> list[Trace]:
         """Take a batch of requests through every arm."""

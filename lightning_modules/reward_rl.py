@@ -306,7 +306,7 @@ class RewardRLModule(RewardsModule):
                 "min_resolution: null to go on all the same"
             )
         noisy = [
-            replace(request, image=_with_invisible_noise(request.image, seed_for(*self._key(record, copy, "invisible noise"))))
+            replace(request, image=with_invisible_noise(request.image, seed_for(*self._key(record, copy, "invisible noise"))))
             for request, record, copy in zip(requests, rollout.records, rollout.copies, strict=True)
         ]
         steady = within_group_correlation(
@@ -444,7 +444,7 @@ class RewardRLModule(RewardsModule):
         self._checked_resolution = stored["checked_resolution"]
 
 
-def _with_invisible_noise(image: Image.Image, seed: int) -> Image.Image:
+def with_invisible_noise(image: Image.Image, seed: int) -> Image.Image:
     """The picture with every value moved by at most 2 of 255."""
     noise = np.random.default_rng(seed).integers(-2, 3, size=(image.height, image.width, 3))
     return Image.fromarray(np.clip(np.asarray(image.convert("RGB")).astype(int) + noise, 0, 255).astype(np.uint8))

@@ -251,8 +251,11 @@ ASPECT = {"key": "colour", "title": "Colour"}
         ({"aspects": [ASPECT, ASPECT]}, "two aspects share a key"),
         ({"aspects": ["colour"]}, "aspect 'colour' must be a mapping with key and title"),
         ({"aspects": {"colour": ASPECT}}, r"a mapping with name, aspects \(a list\)"),
-        ({"aspects": [{**ASPECT, "levels": ["good", "bad"]}]}, "aspect 'colour': 2 levels; give all four, best first, or none"),
-        ({"aspekts": []}, "unknown field 'aspekts'; a rubric has: name, aspects, pointwise, pairwise"),
+        (
+            {"aspects": [{**ASPECT, "levels": ["a", "b", "c", "d", "e"]}]},
+            "aspect 'colour': 5 levels, one of them for 0, but the scale is 1 to 4",
+        ),
+        ({"aspekts": []}, "unknown field 'aspekts'; a rubric has: name, aspects, pointwise, pairwise, scale"),
         ({"pairwise": None}, "field 'pairwise' is missing"),
     ],
 )

@@ -4,5 +4,16 @@ from .base import ChatModel, ChatReply, ChatRequest, Place, Weights
 from .cached_chat import CachedChat
 from .openai_chat import OpenAIChat
 from .transformers_chat import TransformersChat
+from .vllm_chat import VLLMChat
 
-__all__ = ["CachedChat", "ChatModel", "ChatReply", "ChatRequest", "OpenAIChat", "Place", "TransformersChat", "Weights"]
+__all__ = [
+    "CachedChat",
+    "ChatModel",
+    "ChatReply",
+    "ChatRequest",
+    "OpenAIChat",
+    "Place",
+    "TransformersChat",
+    "VLLMChat",
+    "Weights",
+]

@@ -51,6 +51,7 @@ class ChatReply:
         prompt_tokens: Tokens of the request, pictures included.
         image_tokens: Tokens of its pictures, 0 where the backend does not tell.
         completion_tokens: Tokens of the answer.
+        reused_tokens: Tokens of the request whose keys and values were not computed again, 0 where the backend does not tell.
         attempts: How often the request was sent.
     """
 
@@ -59,6 +60,7 @@ class ChatReply:
     prompt_tokens: int = 0
     image_tokens: int = 0
     completion_tokens: int = 0
+    reused_tokens: int = 0
     attempts: int = 1
 
 
@@ -106,6 +108,16 @@ class ChatModel(ABC):
     def weights(self) -> str | None:
         """The folder or hub id that the weights were loaded from; ``None`` if they are elsewhere."""
         return None
+
+    @property
+    def weighs_cheaply(self) -> bool:
+        """Whether :meth:`weigh` costs little beside :meth:`complete`: critics then take expected scores unless told not to."""
+        return False
+
+    @property
+    def in_lockstep(self) -> bool:
+        """Whether other processes hold parts of the weights: all must then call :meth:`complete` equally often, if with no requests."""
+        return False
 
     @abstractmethod
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:

@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from .base import ChatModel, ChatReply, ChatRequest
+from .base import ChatModel, ChatReply, ChatRequest, Place, Weights
+
+Found = TypeVar("Found", ChatReply, list[Weights])
 
 
 class CachedChat(ChatModel):
@@ -45,28 +47,63 @@ class CachedChat(ChatModel):
     def weights(self) -> str | None:
         return self.chat.weights
 
+    @property
+    def weighs_cheaply(self) -> bool:
+        return self.chat.weighs_cheaply
+
+    @property
+    def in_lockstep(self) -> bool:
+        return self.chat.in_lockstep
+
     def load(self, device: Any = None) -> None:
         self.chat.load(device)
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        def ask(missing: Sequence[int]) -> list[ChatReply]:
+            return self.chat.complete([requests[index] for index in missing])
+
+        paths = [self._path(request) for request in requests]
+        return self._kept_or_asked(paths, lambda kept: ChatReply(**kept), ask, lambda reply: bool(reply.failure))
+
+    def weigh(
+        self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
+    ) -> list[list[Weights]]:
+        def ask(missing: Sequence[int]) -> list[list[Weights]]:
+            return self.chat.weigh([requests[i] for i in missing], [answers[i] for i in missing], [places[i] for i in missing])
+
+        paths = [
+            self._path(request, {"answer": answer, "places": [asdict(place) for place in of_row]})
+            for request, answer, of_row in zip(requests, answers, places, strict=True)
+        ]
+
+        def failed(of_row: list[Weights]) -> bool:
+            return any(weights.failure for weights in of_row)
+
+        return self._kept_or_asked(paths, lambda kept: [Weights(**weights) for weights in kept], ask, failed)
+
+    def _kept_or_asked(
+        self,
+        paths: Sequence[Path],
+        load: Callable[[Any], Found],
+        ask: Callable[[Sequence[int]], list[Found]],
+        failed: Callable[[Found], bool],
+    ) -> list[Found]:
+        found = [_read(path, load) for path in paths]
+        missing = [index for index, one in enumerate(found) if one is None]
+        self.hits += len(paths) - len(missing)
+        self.misses += len(missing)
+        for index, one in zip(missing, ask(missing) if missing or self.in_lockstep else [], strict=True):
+            found[index] = one
+            if not failed(one):
+                _write(paths[index], one)
+        return [one for one in found if one is not None]
+
+    def _path(self, request: ChatRequest, further: Any = None) -> Path:
         if self._key is None:
             self._key = self.fingerprint
-        paths = [self._path(request) for request in requests]
-        replies = [_read(path) for path in paths]
-        missing = [index for index, reply in enumerate(replies) if reply is None]
-        self.hits += len(requests) - len(missing)
-        self.misses += len(missing)
-        if missing:
-            for index, reply in zip(missing, self.chat.complete([requests[i] for i in missing]), strict=True):
-                replies[index] = reply
-                if not reply.failure:
-                    _write(paths[index], reply)
-        return [reply for reply in replies if reply is not None]
-
-    def _path(self, request: ChatRequest) -> Path:
         digest = hashlib.sha256()
         settings = [self._key, request.max_tokens, request.temperature, request.seed, list(request.stop), repr(request.form)]
-        digest.update(json.dumps(settings).encode())
+        digest.update(json.dumps(settings if further is None else [*settings, further]).encode())
         for turn in request.messages:
             digest.update(json.dumps(turn["role"]).encode())
             for part in turn["content"]:
@@ -79,17 +116,17 @@ class CachedChat(ChatModel):
         return self.folder / name[:2] / f"{name[2:]}.json"
 
 
-def _read(path: Path) -> ChatReply | None:
+def _read(path: Path, load: Callable[[Any], Found]) -> Found | None:
     """A kept answer; ``None`` if there is none that can be read (half a file on a full disk is as good as none)."""
     try:
-        return ChatReply(**json.loads(path.read_text(encoding="utf-8")))
+        return load(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):  # damaged bytes and damaged JSON are both ValueErrors
         return None
 
 
-def _write(path: Path, reply: ChatReply) -> None:
+def _write(path: Path, found: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(asdict(reply), file)
+        json.dump([asdict(weights) for weights in found] if isinstance(found, list) else asdict(found), file)
     os.replace(scratch, path)

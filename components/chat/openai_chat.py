@@ -1,50 +1,84 @@
-"""A vision-language model behind an OpenAI-compatible server: vLLM, SGLang, ``transformers serve`` or a paid API."""
+"""A vision-language model behind OpenAI-compatible servers: vLLM, SGLang, ``transformers serve`` or a paid API."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
+import math
 import os
-import random
 import threading
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from PIL import Image
+from . import event_loop
+from .base import ChatModel, ChatReply, ChatRequest, Place, Weights
+from .faults import RequestError
+from .option_weights import option_weights
+from .pictures import data_url, within
+from .readiness import until_ready
+from .servers import Account, Outcome, Server, Servers, tokens
 
-from .base import ChatModel, ChatReply, ChatRequest
+T = TypeVar("T")
 
-_RETRY_STATUS = {408, 409, 429, 500, 502, 503, 504}
+_connecting = threading.Lock()
+
+Structured = Literal["vllm", "vllm_guided", "sglang", "json_schema"]
 
 
 class OpenAIChat(ChatModel):
     """Concurrent requests with bounded retries. A request that keeps failing gives a reply with its reason; nothing raises.
 
+    What fails to arrive (no connection, no answer in time, HTTP 408, 429 and 5xx, a body that is no chat completion, an empty answer)
+    is sent again after 1, 2, 4... s, half as much more or less at random, or as long as ``Retry-After`` asks. An answer that ended
+    for another reason than ``stop`` is a failure and not sent again: the same seed would bring the same.
+
     Args:
-        model: Model name as the server knows it.
-        base_url: Server root, e.g. ``http://localhost:8000/v1``.
+        model: Model name as the servers know it.
+        base_url: Root of the server, e.g. ``http://localhost:8000/v1``, or of several servers with the same model. The one with the
+            least under way is asked; one that failed, or asked to wait, is tried last for a while, and a retry goes to another.
         api_key_env: Environment variable that holds the key. Keys are never init args, so that no config can leak one; local
             servers need none.
-        concurrency: Requests under way at once.
+        concurrency: Requests under way at once, over all servers and all threads that call this object.
         attempts: How often a request is sent before it counts as failed.
         timeout: Seconds for one attempt.
-        deadline: Seconds for all attempts of one request together.
+        deadline: Seconds for all attempts of one request together, waits included.
         extra_body: Further fields of the request body, e.g. a server's own sampling options.
+        structured: How the servers are told the form of an answer: ``vllm`` (``structured_outputs``, from vLLM 0.10.2 on),
+            ``vllm_guided`` (``guided_regex``, before 0.12), ``sglang`` (``regex``), or ``json_schema`` (``response_format``, for plain
+            APIs; the JSON answer is written as the text that the form stands for). Without it, requests with a form are refused.
+        round_deadline: Seconds for one call of :meth:`complete` or :meth:`weigh`; what is not answered by then has failed.
+        breaker: After so many requests in a row that failed through a server's fault (not through their own content), nothing is sent
+            any more and all that wait fail at once. The next call starts with a single trial request. 0 never stops.
+        ready_timeout: Seconds that :meth:`load` waits for every server to be up, list the model, and take a small picture in a
+            request. 0 leaves this out, e.g. where all answers are expected from a cache.
+        max_pixels: Larger pictures are brought down to this many pixels before they are sent, both sides by the same factor and
+            rounded down: no server can ignore that silently.
+        top_logprobs: How many of the most probable tokens :meth:`weigh` asks for; vLLM and paid APIs give at most 20 by default.
+
+    Raises:
+        ValueError: If there is no URL, or one holds a password.
     """
 
     def __init__(
         self,
         model: str,
-        base_url: str,
+        base_url: str | list[str],
         api_key_env: str = "OPENAI_API_KEY",
         concurrency: int = 16,
         attempts: int = 4,
         timeout: float = 180.0,
         deadline: float = 600.0,
         extra_body: dict[str, Any] | None = None,
+        structured: Structured | None = None,
+        round_deadline: float | None = None,
+        breaker: int = 20,
+        ready_timeout: float = 300.0,
+        max_pixels: int | None = None,
+        top_logprobs: int = 20,
     ) -> None:
         self.model = model
         self.base_url = base_url
@@ -54,134 +88,215 @@ class OpenAIChat(ChatModel):
         self.timeout = timeout
         self.deadline = deadline
         self.extra_body = extra_body or {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: Any = None
-        self._stop: Any = None
+        self.structured = structured
+        self.round_deadline = round_deadline
+        self.breaker = breaker
+        self.ready_timeout = ready_timeout
+        self.max_pixels = max_pixels
+        self.top_logprobs = top_logprobs
+        if not self.urls:
+            raise ValueError("base_url is empty: OpenAIChat needs the root of a server, e.g. http://localhost:8000/v1")
+        if any(urlsplit(url).password for url in self.urls):
+            raise ValueError(f"base_url holds a password; put it into the environment, as the key in {api_key_env}")
+        self._account = Account()
+        self._ready = False
+        self._loop: event_loop.EventLoop | None = None
+        self._client: Servers | None = None
+        self._leave: Any = None
+
+    @property
+    def urls(self) -> list[str]:
+        """The roots of all servers."""
+        return [self.base_url] if isinstance(self.base_url, str) else list(self.base_url)
 
     @property
     def identity(self) -> str:
-        return f"{self.model} at {self.base_url}"
+        return f"{self.model} at {', '.join(self.urls)}"
 
     @property
     def fingerprint(self) -> str:
-        return f"{self.identity} {json.dumps(self.extra_body, sort_keys=True)}"
+        settings = {"structured": self.structured, "max_pixels": self.max_pixels}
+        return f"{self.identity} {json.dumps(self.extra_body, sort_keys=True)} {json.dumps(settings)}"
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """What became of every request since this object was made; see :class:`~.servers.Account`."""
+        return self._account.numbers()
 
     def load(self, device: Any = None) -> None:
-        """Start the one event loop and client of this process."""
-        if self._loop is not None:
+        """Connect, and wait until every server is ready.
+
+        Raises:
+            RuntimeError: If one is not; with its URL, what was seen, and what to do.
+        """
+        loop, servers = self._connect()
+        if self._ready or not self.ready_timeout:
             return
+
+        async def probe() -> None:
+            probes = [
+                until_ready(server, self.model, self._account, self.ready_timeout, self.timeout) for server in servers.servers
+            ]
+            for result in await asyncio.gather(*probes, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+
+        loop.run(probe())
+        self._ready = True
+
+    def _connect(self) -> tuple[event_loop.EventLoop, Servers]:
+        with _connecting:  # two threads may ask for the first time at once
+            if self._loop is not None and self._client is not None and self._loop.alive:
+                return self._loop, self._client
+            return self._newly_connected()
+
+    def _newly_connected(self) -> tuple[event_loop.EventLoop, Servers]:
         try:
             import openai
         except ImportError:
             raise ImportError("OpenAIChat needs the openai client: pip install 'rationalrewards[openai]'") from None
-        self._loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=_serve, args=(self._loop,), daemon=True, name="openai-chat")
-        thread.start()
         key = os.environ.get(self.api_key_env) or "none"  # local servers accept any key
-        self._client = openai.AsyncOpenAI(api_key=key, base_url=self.base_url, timeout=self.timeout, max_retries=0)
-        self._stop = weakref.finalize(self, _stop, self._loop, thread, self._client)
+        # every call has a limit of its own; 10 s to connect leave time to try another server
+        limit = openai.Timeout(None, connect=10.0)
+        clients = [Server(url, openai.AsyncOpenAI(api_key=key, base_url=url, timeout=limit, max_retries=0)) for url in self.urls]
+        member = object()
+        loop = event_loop.join(member)
+
+        async def start() -> Servers:
+            return Servers(clients, self._account, self.concurrency, self.attempts, self.timeout, self.deadline, self.breaker)
+
+        servers = loop.run(start())
+        self._loop, self._client = loop, servers
+        self._leave = weakref.finalize(self, event_loop.leave, member, loop, servers.close)
+        return loop, servers
 
     def close(self) -> None:
-        """End the loop and its connections; the next request starts new ones. Dropping the object does the same."""
-        if self._stop is not None:
-            self._stop()
-        self._loop = self._client = self._stop = None
+        """End the connections; the next request opens new ones. Dropping the object does the same."""
+        if self._leave is not None:
+            self._leave()
+        self._loop = self._client = self._leave = None
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        if any(request.form for request in requests):
-            raise ValueError("OpenAIChat cannot force answers into a form; leave out `constrained`, or use TransformersChat")
-        self.load()
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(self._all(requests), self._loop).result()
+        if self.structured is None and any(request.form for request in requests):
+            raise ValueError(
+                "OpenAIChat cannot force answers into a form; leave out `constrained`, use TransformersChat, or tell how the "
+                "server is asked for a form (init arg `structured`: vllm, vllm_guided, sglang or json_schema)"
+            )
 
-    async def _all(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        gate = asyncio.Semaphore(self.concurrency)
+        async def one(servers: Servers, request: ChatRequest, end: float | None) -> ChatReply:
+            outcome = await servers.ask(
+                lambda: asyncio.to_thread(self._body, request), partial(_reply, request, self.structured), end
+            )
+            return _finished(outcome)
 
-        async def one(request: ChatRequest) -> ChatReply:
-            async with gate:
-                return await self._with_retries(request)
+        return self._round([partial(one, request=request) for request in requests])
 
-        return list(await asyncio.gather(*map(one, requests)))
+    def weigh(
+        self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
+    ) -> list[list[Weights]]:
+        """How probable the options at some places of given answers are; see :meth:`.ChatModel.weigh`.
 
-    async def _with_retries(self, request: ChatRequest) -> ChatReply:
-        import openai
+        Needs a server that continues a given answer (``continue_final_message``) and tells probabilities (``top_logprobs``). vLLM and
+        SGLang say that they do both; this was run against neither, but against a server of the same protocol that computes its
+        probabilities with a Qwen3-VL of transformers (``tests/components/chat/test_option_weights.py``). ``transformers serve`` 5.23
+        refuses both fields, so every place has a failure there; so it is with a server that gives no probabilities.
 
-        end = asyncio.get_running_loop().time() + self.deadline
-        reason = ""
-        for attempt in range(1, self.attempts + 1):
-            wait = random.uniform(0.5, 1.5) * 2 ** (attempt - 1)
+        Each place takes one small request for every beginning of an option that has more than
+        :data:`~.option_weights.LEAST` of the probability: about ten for scores with a decimal. Servers with a prefix cache compute
+        one token in each. White space before a place is weighed with the options, see :func:`.option_weights`. Probabilities are the
+        model's own, at temperature 1 and before any other sampling option; a penalty in ``extra_body`` may change them on SGLang.
+        """
+        answering = asyncio.Semaphore(self.concurrency)  # so many answers have their pictures encoded at once
+
+        async def one(
+            servers: Servers, request: ChatRequest, answer: str, at: Sequence[Place], end: float | None
+        ) -> list[Weights]:
+            async with answering:
+                try:
+                    messages = await asyncio.to_thread(self._messages, request)
+                except (OSError, ValueError) as error:
+                    return [Weights({}, f"not sent, {type(error).__name__}: {error}")] * len(at)
+                return list(await asyncio.gather(*(place(servers, messages, answer, spot, end) for spot in at)))
+
+        async def place(servers: Servers, messages: list[Any], answer: str, spot: Place, end: float | None) -> Weights:
+            async def next_tokens(text: str) -> dict[str, float]:
+                async def body() -> dict[str, Any]:
+                    return self._next_token_body(messages, text)
+
+                outcome = await servers.ask(body, _next_tokens, end)
+                if outcome.value is None:
+                    raise ValueError(outcome.failure)
+                return outcome.value
+
             try:
-                return await self._send(request, attempt)
-            except openai.APIStatusError as error:
-                reason = f"HTTP {error.status_code}: {str(error)[:200]}"
-                if error.status_code not in _RETRY_STATUS:
-                    return ChatReply("", failure=reason, attempts=attempt)
-                wait = _retry_after(error.response.headers.get("retry-after"), wait)
-            except (openai.APIError, ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-                reason = f"{type(error).__name__}: {str(error)[:200]}"  # no connection, time-out, or a body that is no answer
-            if attempt == self.attempts or asyncio.get_running_loop().time() + wait > end:
-                return ChatReply("", failure=f"{reason} (after {attempt} attempts)", attempts=attempt)
-            await asyncio.sleep(wait)
-        raise AssertionError("unreachable: the last attempt returns")
+                return Weights(await option_weights(next_tokens, answer[: spot.start], spot.options))
+            except ValueError as error:
+                return Weights({}, str(error))
 
-    async def _send(self, request: ChatRequest, attempt: int) -> ChatReply:
-        answer = await self._client.chat.completions.create(
-            model=self.model,
-            messages=[_message(turn) for turn in request.messages],
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-            stop=list(request.stop) or None,
-            extra_body=self.extra_body,
-        )
-        choice = answer.choices[0]
-        text = choice.message.content
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError("the server sent an empty answer")
-        cut_off = f"the answer was cut off after {request.max_tokens} tokens" if choice.finish_reason == "length" else ""
-        usage = answer.usage
-        return ChatReply(
-            text,
-            failure=cut_off,
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
-            attempts=attempt,
+        return self._round(
+            [
+                partial(one, request=request, answer=answer, at=at)
+                for request, answer, at in zip(requests, answers, places, strict=True)
+            ]
         )
 
+    def _round(self, works: Sequence[partial[Coroutine[Any, Any, T]]]) -> list[T]:
+        loop, servers = self._connect()
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
+        async def everything() -> list[T]:
+            servers.breaker.new_round()
+            now = asyncio.get_running_loop().time()
+            end = None if self.round_deadline is None else now + self.round_deadline
+            return list(await asyncio.gather(*(work(servers, end=end) for work in works)))
+
+        return loop.run(everything())
+
+    # -- what is sent --------------------------------------------------------------------------------------------------
+
+    def _messages(self, request: ChatRequest) -> list[dict[str, Any]]:
+        return [_message(turn, self.max_pixels) for turn in request.messages]
+
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
+        """The arguments of one request; encodes its pictures, so off the event loop."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": self._messages(request),
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "seed": request.seed,
+            "stop": list(request.stop) or None,
+            "extra_body": self.extra_body,
+        }
+        if request.form is None:
+            return body
+        if self.structured == "json_schema":
+            schema = {"name": "answer", "strict": True, "schema": request.form.schema()}
+            # a stop string would leave half an object; the text is cut when it is written
+            return {**body, "response_format": {"type": "json_schema", "json_schema": schema}, "stop": None}
+        spelt: dict[Structured | None, dict[str, Any]] = {
+            "vllm": {"structured_outputs": {"regex": request.form.regex()}},
+            "vllm_guided": {"guided_regex": request.form.regex()},
+            "sglang": {"regex": request.form.regex()},
+        }
+        return {**body, "extra_body": {**self.extra_body, **spelt[self.structured]}}
+
+    def _next_token_body(self, messages: Sequence[dict[str, Any]], begun: str) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "messages": [*messages, {"role": "assistant", "content": begun}],
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "logprobs": True,
+            "top_logprobs": self.top_logprobs,
+            "extra_body": {**self.extra_body, "add_generation_prompt": False, "continue_final_message": True},
+        }
 
 
-def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, client: Any) -> None:
-    """Close the client's connections on its own loop, then end the loop and its thread."""
-    if loop.is_closed():
-        return
-
-    async def close() -> None:
-        await client.close()
-        loop.stop()
-
-    asyncio.run_coroutine_threadsafe(close(), loop)
-    if threading.current_thread() is not thread:  # the last reference may be dropped on the loop's own thread
-        thread.join(timeout=10)
-
-
-def _retry_after(header: str | None, default: float) -> float:
-    try:
-        return max(default, float(header)) if header else default
-    except ValueError:
-        return default
-
-
-def _message(turn: dict[str, Any]) -> dict[str, Any]:
+def _message(turn: dict[str, Any], max_pixels: int | None) -> dict[str, Any]:
     parts: list[dict[str, Any]] = []
     for part in turn["content"]:
         if part["type"] == "image":
-            parts.append({"type": "image_url", "image_url": {"url": _data_url(part["image"])}})
+            parts.append({"type": "image_url", "image_url": {"url": data_url(within(part["image"], max_pixels))}})
         else:
             parts.append(part)
     if all(part["type"] == "text" for part in parts):
@@ -189,7 +304,50 @@ def _message(turn: dict[str, Any]) -> dict[str, Any]:
     return {"role": turn["role"], "content": parts}
 
 
-def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+# -- what comes back -------------------------------------------------------------------------------------------------------
+
+
+def _reply(request: ChatRequest, structured: Structured | None, answer: Any) -> ChatReply:
+    choice = answer.choices[0]
+    text = choice.message.content
+    prompt, completion, reused = tokens(answer)
+    reply = ChatReply(
+        text if isinstance(text, str) else "", prompt_tokens=prompt, completion_tokens=completion, reused_tokens=reused
+    )
+    if choice.finish_reason == "length":
+        raise RequestError("cut off", f"the answer was cut off after {request.max_tokens} tokens", reply=reply)
+    if choice.finish_reason != "stop":
+        raise RequestError(
+            f"finish_reason {choice.finish_reason}", f"the answer ended with {choice.finish_reason!r}", reply=reply
+        )
+    if not reply.text.strip():
+        raise RequestError("empty answer", "the server sent an empty answer", retry=True, reply=reply)
+    if request.form is None or structured != "json_schema":
+        return reply
+    try:
+        slots = json.loads(reply.text)
+        if not isinstance(slots, dict):
+            raise ValueError(f"{type(slots).__name__} instead of an object")
+        written = request.form.fill(slots)
+    except (RecursionError, ValueError) as error:
+        raise RequestError("not in the form", f"the answer is not in the form: {error}", reply=reply) from None
+    cut = min((written.find(mark) for mark in request.stop if mark in written), default=len(written))
+    return replace(reply, text=written[:cut].rstrip())
+
+
+def _finished(outcome: Outcome[ChatReply]) -> ChatReply:
+    if outcome.value is not None:
+        return replace(outcome.value, attempts=outcome.attempts)
+    assert outcome.fault is not None
+    return replace(outcome.fault.reply, failure=outcome.failure, attempts=outcome.attempts)
+
+
+def _next_tokens(answer: Any) -> dict[str, float]:
+    logprobs = answer.choices[0].logprobs
+    shown = logprobs.content[0].top_logprobs if logprobs and logprobs.content else []
+    if not shown:
+        raise RequestError("no logprobs", "the server does not tell probabilities (logprobs, top_logprobs)")
+    found: dict[str, float] = {}
+    for entry in shown:  # two tokens may have the same text
+        found[entry.token] = found.get(entry.token, 0.0) + math.exp(entry.logprob)
+    return found

@@ -17,10 +17,11 @@ from typing import Any
 from PIL import Image
 
 from ..answer_form import AnswerForm
-from ..records import TASKS, AspectComparison, Critique, PairCritique, Score, Task, Unscored
+from ..records import TASKS, AspectComparison, Critique, PairCritique, Scale, Score, Task, Unscored, to_json
 from .grammar import REFINEMENT_HEADING, pairwise_form, pointwise_form
 from .parsing import parse, parse_pair
 from .rubric import Rubric, load_rubric
+from .templates import Section, Template, inert, load_template
 
 Message = dict[str, Any]
 FINGERPRINT_FILE = "critique_format.json"
@@ -28,8 +29,7 @@ FINGERPRINT_FILE = "critique_format.json"
 
 def quote_request(prompt: str) -> str:
     """A request as inert data: it can close no tag and hold no chat-control token (``<|im_end|>``, ``<image>``, ``[IMG]``)."""
-    inert = re.sub(r"<(?=[|/!\uff5cA-Za-z])|\[(?=/?[A-Z_]{3,}\])", lambda mark: mark[0] + " ", prompt)
-    return f"<request>{inert.strip()}</request>"
+    return f"<request>{inert(prompt).strip()}</request>"
 
 
 def text_part(text: str) -> Message:
@@ -48,9 +48,38 @@ class CritiqueFormat:
 
     Args:
         rubric: Name of a shipped rubric or path of a YAML file.
+        template: Path of a YAML file with the wording of the requests, for a critic that was trained on another than the rubric's,
+            e.g. a published checkpoint. Each of ``pointwise`` and ``pairwise`` is a list of turns, or one for each task; either
+            section may be left out. A turn's text has slots, filled in one pass::
+
+                source_label: "Before, {number}: "   # optional: text before each source picture
+                pointwise:
+                  - {role: system, text: "Judge the edit. {aspects} Answer in this form: {answer}"}
+                  - {role: user, text: "{sources}After: {image} What was asked for: {request}"}
+                pairwise:
+                  t2i:
+                    - {role: user, text: "First: {image_a} Second: {image_b} What was asked for: {request}"}
+
+            ``{request}`` and the pictures, ``{image}`` or ``{image_a}`` and ``{image_b}``, have to stand in a turn of the user's, and
+            so has ``{sources}`` (all source pictures) unless the turns are of ``t2i`` alone; ``{aspects}`` and ``{answer}`` (the
+            rubric's aspects and the form of the answer) may be left out. ``{{word}}`` writes ``{word}``. The request is data: it can
+            act as no slot, picture, turn or control token. Answers are read as ever, scores before or after the justification;
+            ``constrained`` decoding forces the rubric's own form, so leave it off if the critic was trained on another order.
+
+    Raises:
+        ValueError: If the template cannot be used; the message names file, section and slot.
     """
 
     rubric: str = "default"
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.wording
+
+    @property
+    def wording(self) -> Template | None:
+        """The template itself."""
+        return None if self.template is None else load_template(self.template)
 
     @property
     def rules(self) -> Rubric:
@@ -60,64 +89,73 @@ class CritiqueFormat:
     @property
     def fingerprint(self) -> str:
         """12 hexadecimal digits over everything that a critic sees and writes under this format."""
-        blank = Image.new("RGB", (2, 2))
-        probe = Critique.unscored("", self.rules.keys("edit"))
+        blank, wording = Image.new("RGB", (2, 2)), self.wording
+        probe = Critique.unscored("", self.rules.keys("edit"), scale=self.rules.scale)
+        sections: tuple[Section, ...] = ("pointwise", "pairwise")
         asked = [
-            self.pointwise_messages("edit", "probe", [blank], blank),
-            self.pointwise_messages("t2i", "probe", [], blank),
-            self.pairwise_messages("edit", "probe", [blank], (blank, blank)),
-            self.pairwise_messages("t2i", "probe", [], (blank, blank)),
+            self._messages(section, task, "probe", [blank] * (task == "edit"), [blank] * (1 + (section == "pairwise")))
+            for section in sections
+            for task in ("edit", "t2i")
+            if wording is None or (section, task) in wording.turns
         ]
         judged = [[(a.key, a.title, a.optional) for a in self.rules.for_task(task)] for task in TASKS]
-        described = json.dumps([asked, judged, self.render(probe, "edit")], default=lambda _: "image", sort_keys=True)
+        # critics that were trained before there were scales and templates keep their fingerprint
+        further: list[Any] = [to_json(self.rules.scale)] if self.rules.scale != Scale() else []
+        further += [] if wording is None else [wording.content()]
+        described = json.dumps([asked, judged, self.render(probe, "edit"), *further], default=lambda _: "image", sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()[:12]
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
-    def _instructions(self, template: str, task: Task, answer: str) -> Message:
-        aspects = []
-        for number, aspect in enumerate(self.rules.for_task(task), start=1):
-            levels = "".join(f"\n   {4 - index}: {level}" for index, level in enumerate(aspect.levels))
-            aspects.append(f"{number}. {aspect.title}{levels}")
-        text = template.replace("{aspects}", "\n".join(aspects)).replace("{answer}", answer)
-        return {"role": "system", "content": [text_part(text)]}
-
-    def _sources(self, sources: Sequence[Image.Image]) -> list[Message]:
-        parts = []
-        for number, source in enumerate(sources, start=1):
-            label = "source:" if len(sources) == 1 else f"source {number}:"
-            parts += [text_part(label), image_part(source)]
-        return parts
-
     def pointwise_messages(self, task: Task, prompt: str, sources: Sequence[Image.Image], image: Image.Image) -> list[Message]:
-        """Ask for a critique of one picture. The rubric comes first, so that servers can reuse its prefix."""
-        answer = []
-        for number, aspect in enumerate(self.rules.for_task(task), start=1):
-            answer.append(f"{number}. {aspect.title}:\n## Justification: ...\n## Score: ...")
-        skeleton = "\n".join(
-            [
-                "# Detailed Judgement:",
-                *answer,
-                "# Summary: ...",
-                REFINEMENT_HEADING,
-                "## Refinement Comments: ...",
-                "## Refined Request: ...",
-            ]
-        )
-        parts = [*self._sources(sources), image_part(image), text_part(quote_request(prompt))]
-        return [self._instructions(self.rules.pointwise, task, skeleton), {"role": "user", "content": parts}]
+        """Ask for a critique of one picture. The rubric comes first, so that servers can reuse its prefix.
+
+        Raises:
+            ValueError: If the template has no wording for it.
+        """
+        return self._messages("pointwise", task, prompt, sources, (image,))
 
     def pairwise_messages(
         self, task: Task, prompt: str, sources: Sequence[Image.Image], images: tuple[Image.Image, Image.Image]
     ) -> list[Message]:
-        """Ask for a comparison of two pictures, named Image A and Image B in the given order."""
-        answer = []
+        """Ask for a comparison of two pictures, named Image A and Image B in the given order; raises as the other."""
+        return self._messages("pairwise", task, prompt, sources, images)
+
+    def _messages(
+        self, section: Section, task: Task, prompt: str, sources: Sequence[Image.Image], images: Sequence[Image.Image]
+    ) -> list[Message]:
+        texts = {"aspects": self._aspects(task), "answer": self._answer(section, task)}
+        if self.wording is not None:
+            slots = dict(zip(("image",) if section == "pointwise" else ("image_a", "image_b"), images, strict=True))
+            return self.wording.messages(section, task, prompt, sources, slots, texts)
+        text = self.rules.pointwise if section == "pointwise" else self.rules.pairwise
+        for name, value in texts.items():
+            text = text.replace(f"{{{name}}}", value)
+        parts = []
+        for number, source in enumerate(sources, start=1):
+            parts += [text_part("source:" if len(sources) == 1 else f"source {number}:"), image_part(source)]
+        labels = [] if section == "pointwise" else ["Image A:", "Image B:"]
+        for index, image in enumerate(images):
+            parts += [*(text_part(label) for label in labels[index : index + 1]), image_part(image)]
+        parts.append(text_part(quote_request(prompt)))
+        return [{"role": "system", "content": [text_part(text)]}, {"role": "user", "content": parts}]
+
+    def _aspects(self, task: Task) -> str:
+        aspects = []
         for number, aspect in enumerate(self.rules.for_task(task), start=1):
-            answer.append(f"{number}. {aspect.title}:\n## Justification: ...\n## Score A: ...\n## Score B: ...\n## Winner: ...")
-        skeleton = "\n".join(["# Detailed Judgement:", *answer, "# Summary: ..."])
-        pictures = [text_part("Image A:"), image_part(images[0]), text_part("Image B:"), image_part(images[1])]
-        parts = [*self._sources(sources), *pictures, text_part(quote_request(prompt))]
-        return [self._instructions(self.rules.pairwise, task, skeleton), {"role": "user", "content": parts}]
+            levels = "".join(f"\n   {score:g}: {level}" for score, level in aspect.levels)
+            aspects.append(f"{number}. {aspect.title}{levels}")
+        return "\n".join(aspects)
+
+    def _answer(self, section: Section, task: Task) -> str:
+        judged = "## Score: ..." if section == "pointwise" else "## Score A: ...\n## Score B: ...\n## Winner: ..."
+        lines = ["# Detailed Judgement:"]
+        for number, aspect in enumerate(self.rules.for_task(task), start=1):
+            lines.append(f"{number}. {aspect.title}:\n## Justification: ...\n{judged}")
+        lines.append("# Summary: ...")
+        if section == "pointwise":
+            lines += [REFINEMENT_HEADING, "## Refinement Comments: ...", "## Refined Request: ..."]
+        return "\n".join(lines)
 
     def pointwise_form(self, task: Task, prose_tokens: int | None = None, refinement: bool = True) -> AnswerForm:
         """Form of the answer to :meth:`pointwise_messages`; see :mod:`.grammar`."""
@@ -130,14 +168,19 @@ class CritiqueFormat:
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def render(self, critique: Critique, task: Task) -> str:
-        """Write a critique as a critic should answer; :meth:`parse` reads it back."""
+        """Write a critique as a critic should answer; :meth:`parse` reads it back.
+
+        Raises:
+            ValueError: If its scores are on another scale than the rubric's.
+        """
+        self._check_scale(critique.scale)
         lines = [f"# User Request Analysis: {critique.analysis}"] if critique.analysis else []
         lines.append("# Detailed Judgement:")
         for number, aspect in enumerate(self.rules.for_task(task), start=1):
             lines += [
                 f"{number}. {aspect.title}:",
                 f"## Justification: {critique.justification(aspect.key)}",
-                f"## Score: {written_score(critique.score(aspect.key))}",
+                f"## Score: {written_score(critique.score(aspect.key), critique.scale)}",
             ]
         lines.append(f"# Summary: {critique.summary}")
         if critique.refined_request:
@@ -149,7 +192,8 @@ class CritiqueFormat:
         return "\n".join(lines)
 
     def render_pair(self, critique: PairCritique, task: Task) -> str:
-        """Write a comparison as a critic should answer; :meth:`parse_pair` reads it back."""
+        """Write a comparison as a critic should answer; :meth:`parse_pair` reads it back. Raises as :meth:`render`."""
+        self._check_scale(critique.scale)
         lines = [f"# User Request Analysis: {critique.analysis}"] if critique.analysis else []
         lines.append("# Detailed Judgement:")
         for number, aspect in enumerate(self.rules.for_task(task), start=1):
@@ -158,12 +202,18 @@ class CritiqueFormat:
             lines += [
                 f"{number}. {aspect.title}:",
                 f"## Justification: {judged.justification}",
-                f"## Score A: {written_score(judged.score_a)}",
-                f"## Score B: {written_score(judged.score_b)}",
+                f"## Score A: {written_score(judged.score_a, critique.scale)}",
+                f"## Score B: {written_score(judged.score_b, critique.scale)}",
                 f"## Winner: {winner}",
             ]
         lines.append(f"# Summary: {critique.summary}")
         return "\n".join(lines)
+
+    def _check_scale(self, scale: Scale) -> None:
+        if scale != self.rules.scale:
+            raise ValueError(
+                f"a critique with scores from {scale} cannot be written under rubric {self.rubric!r}, {self.rules.scale}"
+            )
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -192,19 +242,21 @@ def swap_pair(critique: PairCritique) -> PairCritique:
         )
         for key, judged in critique.aspects.items()
     }
-    return PairCritique(aspects, names(critique.summary), names(critique.analysis))
+    return PairCritique(aspects, names(critique.summary), names(critique.analysis), scale=critique.scale)
 
 
-def written_score(score: Score) -> str:
-    """A score as a critic writes it: one decimal, ``N/A`` where the aspect does not apply, ``unscored`` where it has none."""
+def written_score(score: Score, scale: Scale | None = None) -> str:
+    """A score as a critic writes it, ``N/A`` where the aspect does not apply, ``unscored`` where it has none."""
     if isinstance(score, int | float):
-        return f"{score:.1f}"
+        return (scale or Scale()).written(score)
     return "unscored" if isinstance(score, Unscored) else "N/A"
 
 
 def save_fingerprint(folder: str | Path, format: CritiqueFormat) -> None:
     """Store with a trained critic which format it writes."""
     content = {"rubric": format.rubric, "fingerprint": format.fingerprint}
+    if format.template is not None:
+        content["template"] = format.template
     (Path(folder) / FINGERPRINT_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
@@ -221,7 +273,12 @@ def check_fingerprint(folder: str | Path, format: CritiqueFormat) -> None:
         return
     stored = json.loads(path.read_text(encoding="utf-8"))
     if stored["fingerprint"] != format.fingerprint:
+        trained = _named(stored["rubric"], stored.get("template"), stored["fingerprint"])
         raise ValueError(
-            f"the critic in {folder} was trained on format {stored['rubric']!r} ({stored['fingerprint']}), but is asked in format "
-            f"{format.rubric!r} ({format.fingerprint}); set `rubric` to the one it was trained on"
+            f"the critic in {folder} was trained on format {trained}, but is asked in format "
+            f"{_named(format.rubric, format.template, format.fingerprint)}; set `rubric` and `template` to those it was trained on"
         )
+
+
+def _named(rubric: str, template: str | None, fingerprint: str) -> str:
+    return f"{rubric!r}{'' if template is None else f' with template {template!r}'} ({fingerprint})"

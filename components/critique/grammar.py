@@ -44,18 +44,13 @@ def _form(rubric: Rubric, task: Task, scores: dict[str, str], prose_tokens: int 
     parts: list[Part] = [_ANALYSIS, "# Detailed Judgement:"]
     for number, aspect in enumerate(rubric.for_task(task), start=1):
         parts += [f"\n{number}. {aspect.title}:\n## Justification: ", Prose(f"{aspect.key}_justification")]
-        options = score_options() + (("N/A",) if aspect.optional else ())
+        options = rubric.scale.options() + (("N/A",) if aspect.optional else ())
         for name, heading in scores.items():
             parts += [f"\n## {heading}: ", Choice(f"{aspect.key}_{name}", options)]
         if len(scores) > 1:
             parts += ["\n## Winner: ", Choice(f"{aspect.key}_winner", _WINNERS)]
     parts += ["\n# Summary: ", Prose("summary"), *end]
     return AnswerForm(tuple(_joined(parts)), prose_tokens)
-
-
-def score_options() -> tuple[str, ...]:
-    """All ways to write a score from 1 to 4: whole, or with one decimal."""
-    return (*"1234", *(f"{tenths / 10:.1f}" for tenths in range(10, 41)))
 
 
 def _joined(parts: list[Part]) -> list[Part]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 
 from ..records import (
-    SCORE_RANGE,
     AspectComparison,
     AspectCritique,
     Critique,
     NotApplicable,
     PairCritique,
+    Scale,
     Score,
     Task,
     Unscored,
@@ -48,10 +49,21 @@ _FIELD_LINE = re.compile(
     + r")\s*(?(bold)(?:\*\*)?)\s*(?P<colon>:?)(?(bold)(?:\s*\*\*)?)(?P<rest>.*)$",
     re.IGNORECASE,
 )
-_SCORE = re.compile(r"^[\s*`_]*(?P<number>[+-]?\d+(?:\.\d+)?)[\s*`_]*(?:/\s*4(?:\.0+)?)?[\s*`_.]*$")
 _NOT_APPLICABLE = re.compile(r"^[\s*`_]*n\s*/?\s*a[\s*`_.]*$", re.IGNORECASE)
 _STRANGE_TITLE = re.compile(r"^\s*#{0,4}\s*\**\s*\d+\s*[.):]\s*\**\s*[^\W\d][^:.]{2,50}\**\s*:?\s*\**\s*$")
 _THINK = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+
+
+class _Line(str):
+    """A line of the answer, or the end of one, that knows where in the answer it begins."""
+
+    at: int
+
+    @classmethod
+    def of(cls, text: str, at: int) -> _Line:
+        line = cls(text)
+        line.at = at
+        return line
 
 
 @dataclass
@@ -82,12 +94,15 @@ def parse(text: str, task: Task, rubric: Rubric | None = None) -> Critique:
     Returns:
         A critique with every expected aspect; never raises.
     """
-    aspects = (rubric or load_rubric()).for_task(task)
+    rubric = rubric or load_rubric()
+    aspects, scale = rubric.for_task(task), rubric.scale
     sections = _split(text, aspects)
     judged = {}
     for aspect in aspects:
-        fields = _fields(sections.aspects.get(aspect.key, ()))
-        judged[aspect.key] = AspectCritique(_text(fields, "justification"), _score(fields, "score", aspect))
+        fields = _fields(sections.aspects.get(aspect.key, ()), scale)
+        score = _score(fields, "score", aspect, scale)
+        at = _number_at(fields, "score", scale) if isinstance(score, float) else None
+        judged[aspect.key] = AspectCritique(_text(fields, "justification"), score, at=at)
     return Critique(
         judged,
         summary=_text(sections.top, "summary"),
@@ -95,30 +110,33 @@ def parse(text: str, task: Task, rubric: Rubric | None = None) -> Critique:
         refined_request=_refined_request(sections.top),
         analysis=_text(sections.top, "analysis"),
         text=text,
+        scale=scale,
     )
 
 
 def parse_pair(text: str, task: Task, rubric: Rubric | None = None) -> PairCritique:
     """Read a critique of two pictures; see :func:`parse`."""
-    aspects = (rubric or load_rubric()).for_task(task)
+    rubric = rubric or load_rubric()
+    aspects, scale = rubric.for_task(task), rubric.scale
     sections = _split(text, aspects)
     judged = {}
     for aspect in aspects:
-        fields = _fields(sections.aspects.get(aspect.key, ()))
+        fields = _fields(sections.aspects.get(aspect.key, ()), scale)
         judged[aspect.key] = AspectComparison(
             _text(fields, "justification"),
-            _score(fields, "score_a", aspect),
-            _score(fields, "score_b", aspect),
+            _score(fields, "score_a", aspect, scale),
+            _score(fields, "score_b", aspect, scale),
             _winner(fields),
         )
-    return PairCritique(judged, summary=_text(sections.top, "summary"), analysis=_text(sections.top, "analysis"), text=text)
+    summary, analysis = _text(sections.top, "summary"), _text(sections.top, "analysis")
+    return PairCritique(judged, summary=summary, analysis=analysis, text=text, scale=scale)
 
 
 def _split(text: str, aspects: Sequence[Aspect]) -> _Sections:
     sections = _Sections()
-    lines = _THINK.sub("", text).splitlines()
+    lines = _lines(text)
     if re.search(r"\d\.\Z", text) and _field(lines[-1])[0] in _JUDGED:
-        lines[-1] += "\u2026"  # cut off inside a number, and nobody knows which
+        lines[-1] = _Line.of(f"{lines[-1]}\u2026", lines[-1].at)  # cut off inside a number, and nobody knows which
     first_body = _body_start([_field(line)[0] for line in lines])
     titles = _titles(lines, aspects)
     current: list[str] | None = None
@@ -135,7 +153,7 @@ def _split(text: str, aspects: Sequence[Aspect]) -> _Sections:
             name = ""  # headings quoted while the request is analysed are not the judgement
         if name in _JUDGED:
             if aspect is not None and not after_aspects:
-                current = [rest]
+                current = [_Line.of(rest, line.at + len(line) - len(rest))]
                 aspect.append(_Block(name, line, current))
                 continue
         elif name in _TOP and name not in sections.top:
@@ -146,6 +164,16 @@ def _split(text: str, aspects: Sequence[Aspect]) -> _Sections:
         if current is not None:
             current.append(line)
     return sections
+
+
+def _lines(text: str) -> list[_Line]:
+    """The lines after the thoughts."""
+    thought = _THINK.match(text)
+    lines, at = [], thought.end() if thought else 0
+    for line in text[at:].splitlines(keepends=True):
+        lines.append(_Line.of(line.splitlines()[0], at))
+        at += len(line)
+    return lines
 
 
 def _titles(lines: Sequence[str], aspects: Sequence[Aspect]) -> dict[int, str]:
@@ -175,7 +203,7 @@ def _titles(lines: Sequence[str], aspects: Sequence[Aspect]) -> dict[int, str]:
     return titles | strange
 
 
-def _fields(blocks: Sequence[_Block]) -> dict[str, list[str]]:
+def _fields(blocks: Sequence[_Block], scale: Scale) -> dict[str, list[str]]:
     """The fields of one aspect. Of several headings of a name one was meant; the others are quoted, and so are text of the field before.
 
     After the justification the last readable score was meant: what the justification quotes stands before it. Before the
@@ -185,7 +213,7 @@ def _fields(blocks: Sequence[_Block]) -> dict[str, list[str]]:
     meant: dict[str, int] = {}
     for index, block in enumerate(blocks):
         earlier = meant.get(block.name)
-        if earlier is None or (earlier > said and _readable(block)):
+        if earlier is None or (earlier > said and _readable(block, scale)):
             meant[block.name] = index
     fields: dict[str, list[str]] = {}
     current: list[str] | None = None
@@ -193,7 +221,7 @@ def _fields(blocks: Sequence[_Block]) -> dict[str, list[str]]:
         if meant[block.name] == index:
             current = fields[block.name] = list(block.lines)
             for other in (*blocks[max(0, index - 1) : index], *blocks[index + 1 : index + 2]):
-                if _contradict(block, other):
+                if _contradict(block, other, scale):
                     current[0] = f"{_written(block)} and {_written(other)}"
         elif current is not None:
             current += [block.heading, *block.lines[1:]]
@@ -205,16 +233,16 @@ def _written(block: _Block) -> str:
     return next((line.strip() for line in block.lines if line.strip()), "")
 
 
-def _contradict(block: _Block, neighbour: _Block) -> bool:
+def _contradict(block: _Block, neighbour: _Block, scale: Scale) -> bool:
     """Whether two neighbouring headings of one name hold two verdicts, with no other word between or around them."""
-    bare = all(sum(bool(line.strip()) for line in one.lines) == 1 and _readable(one) for one in (block, neighbour))
+    bare = all(sum(bool(line.strip()) for line in one.lines) == 1 and _readable(one, scale) for one in (block, neighbour))
     return block.name == neighbour.name and bare and _written(block) != _written(neighbour)
 
 
-def _readable(block: _Block) -> bool:
+def _readable(block: _Block, scale: Scale) -> bool:
     if block.name == "winner":
         return not isinstance(_verdict(_written(block)), Unscored)
-    return bool(_SCORE.match(_written(block)) or _NOT_APPLICABLE.match(_written(block)))
+    return bool(_score_pattern(scale).match(_written(block)) or _NOT_APPLICABLE.match(_written(block)))
 
 
 def _body_start(names: Sequence[str]) -> int:
@@ -253,7 +281,14 @@ def _refined_request(fields: dict[str, list[str]]) -> str:
     return "" if _NOT_APPLICABLE.match(text.partition("\n")[0]) else text
 
 
-def _score(fields: dict[str, list[str]], name: str, aspect: Aspect) -> Score:
+@cache
+def _score_pattern(scale: Scale) -> re.Pattern[str]:
+    """A number, and nothing else on the line but marks and "out of" the best score."""
+    best = re.escape(f"{scale.high:g}")
+    return re.compile(rf"^[\s*`_]*(?P<number>[+-]?\d+(?:\.\d+)?)[\s*`_]*(?:/\s*{best}(?:\.0+)?)?[\s*`_.]*$")
+
+
+def _score(fields: dict[str, list[str]], name: str, aspect: Aspect, scale: Scale) -> Score:
     if not fields:
         return Unscored(f"{aspect.title} is missing")
     if name not in fields:
@@ -261,14 +296,20 @@ def _score(fields: dict[str, list[str]], name: str, aspect: Aspect) -> Score:
     written = next((line for line in fields[name] if line.strip()), "")
     if _NOT_APPLICABLE.match(written):
         return NotApplicable() if aspect.optional else Unscored(f"{aspect.title}: N/A is not allowed")
-    match = _SCORE.match(written)
+    match = _score_pattern(scale).match(written)
     if not match:
         return Unscored(f"{aspect.title}: {written.strip()[:40]!r} is not a score")
     value = float(match["number"])
-    low, high = SCORE_RANGE
-    if not low <= value <= high:
-        return Unscored(f"{aspect.title}: {value:g} is outside {low:g} to {high:g}")
+    if not scale.contains(value):
+        return Unscored(f"{aspect.title}: {value:g} is outside {scale}")
     return value
+
+
+def _number_at(fields: dict[str, list[str]], name: str, scale: Scale) -> int | None:
+    """How many characters of the answer stand before a score; ``None`` if that is not known."""
+    written = next((line for line in fields.get(name, []) if line.strip()), "")
+    match = _score_pattern(scale).match(written)
+    return written.at + match.start("number") if match and isinstance(written, _Line) else None
 
 
 def _winner(fields: dict[str, list[str]]) -> Verdict | NotApplicable | Unscored:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from PIL import Image
 
@@ -30,9 +31,9 @@ def anchor_messages(
     label: Verdict,
 ) -> list[Message]:
     """Anchored generation: the student's pairwise request plus one line with the label (appendix C.1)."""
-    system, user = format.pairwise_messages(task, prompt, sources, images)
+    *before, user = format.pairwise_messages(task, prompt, sources, images)
     hint = f"{HINT} {_PREFERRED[label]}. Explain what in the pictures leads to it; do not mention that you were told."
-    return [system, {"role": "user", "content": [*user["content"], text_part(hint)]}]
+    return [*before, {"role": "user", "content": [*user["content"], text_part(hint)]}]
 
 
 def check_messages(
@@ -72,12 +73,12 @@ def project_messages(
     which: str,
 ) -> list[Message]:
     """Pointwise projection: judge one picture alone, with the validated comparison as a reference (appendix C.3)."""
-    system, user = format.pointwise_messages(task, prompt, sources, image)
+    *before, user = format.pointwise_messages(task, prompt, sources, image)
     reference = (
         f"<{COMMENT_TAG}>\n{comment}\n</{COMMENT_TAG}>\nThis picture is Image {which} in the reference comment above. Judge it as if "
         "you had seen it alone; never mention the comment or the other picture."
     )
-    return [system, {"role": "user", "content": [*user["content"], text_part(reference)]}]
+    return [*before, {"role": "user", "content": [*user["content"], text_part(reference)]}]
 
 
 def refine_messages(task: Task, prompt: str, sources: Sequence[Image.Image], image: Image.Image, critique: str) -> list[Message]:
@@ -110,7 +111,8 @@ def mask_comment(format: CritiqueFormat, text: str, task: Task, show: str) -> st
         judged = critique.aspects[aspect.key]
         lines.append(f"{aspect.title}: {judged.justification}")
         if show == "scores":
-            lines.append(f"Score A: {written_score(judged.score_a)} Score B: {written_score(judged.score_b)}")
+            both = (written_score(score, critique.scale) for score in (judged.score_a, judged.score_b))
+            lines.append("Score A: {} Score B: {}".format(*both))
     return "\n".join(lines)
 
 
@@ -138,10 +140,4 @@ def merge_refinement(critique: Critique, answer: str) -> Critique:
     refined = parse(answer, "t2i")
     if not refined.refined_request:
         return critique
-    return Critique(
-        critique.aspects,
-        summary=critique.summary,
-        refinement_comments=refined.refinement_comments,
-        refined_request=refined.refined_request,
-        analysis=critique.analysis,
-    )
+    return replace(critique, refinement_comments=refined.refinement_comments, refined_request=refined.refined_request, text="")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from ..records import SCORE_RANGE, Candidate, Refinement
+from ..records import Candidate, Refinement, Scale
 from .markup import Html, changed_words, join, page, picture, scrolling, signed, tag, words
 
 _STYLE = """
@@ -112,9 +112,10 @@ class Scored:
         image: The picture.
         reward: Its reward; None where unscored.
         unscored: Why it is unscored.
-        aspects: Score of every aspect, 1 to 4; None where there is none.
+        aspects: Score of every aspect; None where there is none.
         critique: What the critic wrote.
         note: Short text beside the reward, e.g. another reward.
+        scale: What the scores run from and to.
     """
 
     image: Image.Image
@@ -123,6 +124,7 @@ class Scored:
     aspects: Mapping[str, float | None] = field(default_factory=dict)
     critique: str = ""
     note: str = ""
+    scale: Scale = field(default_factory=Scale)
 
 
 def critiques_page(groups: Sequence[tuple[str, Sequence[Scored]]], title: str, max_side: int = 384) -> str:
@@ -160,7 +162,7 @@ def _scored(prompt: str, made: Scored, number: int, max_side: int) -> Html:
         "li",
         picture(made.image, f"Picture {number} for: {prompt}", max_side),
         _reward(made.reward, made.unscored, tag("span", made.note, class_="quiet") if made.note else None),
-        _aspects(made.aspects),
+        _aspects(made.aspects, made.scale),
         said if made.critique.strip() else None,
         class_="candidate",
     )
@@ -329,7 +331,7 @@ def _candidate(record: Refinement, candidate: Candidate, number: int, total: int
         picture(candidate.image, f"{words(record.arm)}, picture {number} of {total} for: {candidate.request}", max_side),
         tag("div", f"{number} of {total} · round {candidate.round}", class_="line quiet"),
         _reward(candidate.reward, candidate.unscored, badge),
-        _aspects(candidate.aspects),
+        _aspects(candidate.aspects, candidate.scale),
         request,
         critique,
         class_="candidate chosen" if chosen else "candidate",
@@ -343,14 +345,12 @@ def _reward(reward: float | None, unscored: str, beside: Html | None) -> Html:
     return tag("div", tag("span", f"reward {reward:.3f}", class_="reward"), beside, class_="line")
 
 
-def _aspects(aspects: Mapping[str, float | None]) -> Html | None:
-    return tag("div", *(_aspect(key, value) for key, value in aspects.items()), class_="aspects") if aspects else None
+def _aspects(aspects: Mapping[str, float | None], scale: Scale) -> Html | None:
+    return tag("div", *(_aspect(key, value, scale) for key, value in aspects.items()), class_="aspects") if aspects else None
 
 
-def _aspect(key: str, value: float | None) -> Html:
-    low, high = SCORE_RANGE
+def _aspect(key: str, value: float | None, scale: Scale) -> Html:
     if value is None:
         return join(tag("span", words(key)), tag("span", "none"), tag("span", class_="bar", aria_hidden="true"))
-    share = min(1.0, max(0.0, (value - low) / (high - low)))
-    bar = tag("span", tag("i", style=f"width:{100 * share:.1f}%"), class_="bar", aria_hidden="true")
+    bar = tag("span", tag("i", style=f"width:{100 * scale.fraction(value):.1f}%"), class_="bar", aria_hidden="true")
     return join(tag("span", words(key)), tag("span", f"{value:.2f}"), bar)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..records import SCORE_RANGE
+from ..records import Scale
 from . import charts
 from .markup import Html, join, page, picture, scrolling, signed, tag, words
 
@@ -349,12 +349,11 @@ def _beside(table: Html, title: str, content: Html | None) -> Html:
 
 
 def _critic(section: Mapping[str, Any]) -> Html:
-    errors = _mapping(section, "aspect_mae")
-    low, high = SCORE_RANGE
+    errors, scale = _mapping(section, "aspect_mae"), Scale()
     counts = _mapping(section, "aspect_mae_n")
-    table = _bars("Error by aspect", ("Aspect", "Points"), errors, "score", high - low, counts) if errors else None
+    table = _bars("Error by aspect", ("Aspect", "Points"), errors, "score", scale.high - scale.low, counts) if errors else None
     main = _table("critic", _CRITIC, section, apart=("aspect_mae",))
-    return _beside(main, f"Mean absolute error by aspect (scores run from {low:g} to {high:g})", table)
+    return _beside(main, f"Mean absolute error by aspect (scores run from {scale})", table)
 
 
 def _rationales(section: Mapping[str, Any]) -> Html:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 from ..critic import Critic, CritiqueRequest
 from ..records import Critique, Unscored
 from .base import RewardModel, Rewards
+from .sanity import SanityGate, SanityReport
+
+log = logging.getLogger(__name__)
 
 
 class CritiqueReward(RewardModel):
@@ -23,9 +27,13 @@ class CritiqueReward(RewardModel):
         sample_temperature: Sampling temperature of every critique but the first. Low ones repeat the first, high ones garble a weak
             critic. On 245 pairs of the shapes world one greedy critique was right in 0.87, the mean of three at 0.4 in 0.88, of five at
             0.7 in 0.91 and at 1 in 0.92; with a critic of fewer steps on 446 others, one in 0.86, four at 0.5 in 0.90 and at 1 in 0.88.
+        sanity: Refuses a critic that does not look or does not read, before its first score: when it is loaded to a device, as every
+            module does, or else when it is first asked. ``None`` takes any critic: to evaluate one is to find that out.
     """
 
-    def __init__(self, critic: Critic, samples: int = 1, sample_temperature: float = 0.8) -> None:
+    def __init__(
+        self, critic: Critic, samples: int = 1, sample_temperature: float = 0.8, sanity: SanityGate | None = None
+    ) -> None:
         if samples < 1 or (samples > 1 and sample_temperature <= 0):
             raise ValueError(
                 f"samples is at least 1 and sample_temperature above 0 (else all are the same), got {samples}, {sample_temperature:g}"
@@ -33,11 +41,29 @@ class CritiqueReward(RewardModel):
         self.critic = critic
         self.samples = samples
         self.sample_temperature = sample_temperature
+        self.sanity = sanity
+        self.sanity_report: SanityReport | None = None
 
     def load(self, device: Any = None) -> None:
+        """Load the critic; with a device, also ask it the gate's questions, once.
+
+        Raises:
+            SanityError: If the gate refuses the critic.
+        """
         self.critic.load(device)
+        if device is not None:  # without one, weights may still have to move to where they can answer
+            self._check_sanity()
+
+    def _check_sanity(self) -> None:
+        if self.sanity is None or self.sanity_report is not None:
+            return
+        self.sanity_report = self.sanity.check(
+            lambda requests: critique_rewards(self.critic.critique(requests, refinement=False))
+        )
+        log.info("sanity gate passed: mean rewards %s", self.sanity_report)
 
     def score(self, requests: Sequence[CritiqueRequest]) -> Rewards:
+        self._check_sanity()
         critiques = [self.critic.critique(requests, refinement=False)]
         for seed in range(1, self.samples):
             critiques.append(self.critic.critique(requests, False, seed, self.sample_temperature))
@@ -56,7 +82,7 @@ def critique_rewards(critiques: Sequence[Critique], *others: Sequence[Critique])
     for sampled in (critiques, *others):
         rewards = [critique.reward() for critique in sampled]
         totals.append([float("nan") if isinstance(reward, Unscored) else reward for reward in rewards])
-        values.append([[score if isinstance(score := c.score(key), float) else float("nan") for key in aspects] for c in sampled])
+        values.append([[score if isinstance(score := c.value(key), float) else float("nan") for key in aspects] for c in sampled])
     total = torch.tensor(totals, dtype=torch.float32).nanmean(dim=0)
     return Rewards(
         total=total,

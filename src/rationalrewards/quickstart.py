@@ -64,7 +64,7 @@ class Quickstart:
         out: Folder of everything.
         seed: Seed of everything.
         sizes: Size of each stage.
-        any_critic: Train the generator even on a critic that cannot tell its pictures apart.
+        any_critic: Train the generator and refine even with a critic that cannot tell pictures apart.
     """
 
     def __init__(self, out: Path, seed: int, sizes: Sizes, any_critic: bool = False) -> None:
@@ -282,6 +282,7 @@ class Quickstart:
             "refine",
             f"--model.init_args.options.seed={self.seed}",
             f"--model.init_args.options.images_per_prompt={self.sizes.images_per_prompt}",
+            *(["--model.init_args.sanity=null"] if self.any_critic else []),
         )
         return {
             "images_per_prompt": self.sizes.images_per_prompt,
@@ -395,7 +396,7 @@ def main(arguments: list[str] | None = None) -> None:
         flag = f"--{field.name.replace('_', '-')}"
         parser.add_argument(flag, type=_positive, default=field.default, help=f"{HELP[field.name]} (default: {field.default})")
     parser.add_argument(
-        "--any-critic", action="store_true", help="run RL even on a critic without resolution (to try tiny sizes)"
+        "--any-critic", action="store_true", help="run RL and refinement even on a critic without resolution (to try tiny sizes)"
     )
     options = vars(parser.parse_args(arguments))
     # a waiting BLAS thread burns a core of two; torch does the heavy work here, and it has threads of its own

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
-from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest, TransformersChat
+from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest, Place, TransformersChat, Weights
 from rationalrewards.components.critic import ComparisonRequest, Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat, save_fingerprint
 from rationalrewards.components.critique.formats import REFINEMENT_HEADING
@@ -18,8 +20,12 @@ from rationalrewards.components.records import (
     NotApplicable,
     PairCritique,
     Unscored,
+    from_json,
+    to_json,
 )
-from rationalrewards.components.rewards import CritiqueReward
+from rationalrewards.components.rewards import CritiqueReward, critique_rewards
+from rationalrewards.components.shapes.drawing import draw
+from rationalrewards.components.shapes.scenes import random_scene
 
 FORMAT = CritiqueFormat()
 
@@ -113,3 +119,63 @@ def test_a_critic_trained_on_another_format_is_refused_before_its_weights_are_re
     save_fingerprint(tmp_path, CritiqueFormat("shapes"))
     with pytest.raises(ValueError, match="'shapes'.*'default'"):
         Critic(TransformersChat(str(tmp_path)), CritiqueFormat("default")).load()
+
+
+class Doubtful(Script):
+    """Finds two scores equally probable at the first place of an answer and is sure of the written one at the others."""
+
+    def weigh(
+        self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
+    ) -> list[list[Weights]]:
+        self.weighed = [[answer[place.start :][:3] for place in row] for answer, row in zip(answers, places, strict=True)]
+        return [
+            [Weights({"2.0": 0.3, "3.0": 0.3}), *[Weights({answer[place.start :][:3]: 0.5}) for place in row[1:]]] if row else []
+            for answer, row in zip(answers, places, strict=True)
+        ]
+
+
+def test_expected_scores_stand_beside_the_written_ones_and_count() -> None:
+    chat = Doubtful({"good": [_written(4.0)], "bad": ["mumble"]})
+    good, bad = Critic(chat, FORMAT, reasks=0, expected=True).critique(_requests("good", "bad"))
+    assert chat.weighed == [["4.0", "4.0"], []]  # N/A has no expected score
+    assert good.score("text_faithfulness") == 4.0 and good.value("text_faithfulness") == 2.5
+    assert good.aspects["text_faithfulness"].expected == 2.5 and good.value("physical_quality") == 4.0
+    assert isinstance(good.value("text_rendering"), NotApplicable)
+    assert good.reward() == pytest.approx((2.5 + 4.0) / 2 / 3 - 1 / 3)
+    assert isinstance(bad.reward(), Unscored) and isinstance(bad.value("nonsense"), Unscored)
+    rewards = critique_rewards([good, bad])
+    assert rewards.values[0, 0] == 2.5 and rewards.valid.tolist() == [True, False]
+    assert from_json(Critique, to_json(good)) == good
+
+
+@pytest.mark.parametrize("lost", [Weights({}, "the server is gone"), Weights({"3.0": 0.0})])
+def test_a_critique_with_one_unknown_place_keeps_all_its_written_scores(lost: Weights) -> None:
+    class Lost(Doubtful):
+        def weigh(self, *arguments: Any) -> list[list[Weights]]:
+            return [[*row[:-1], lost] for row in super().weigh(*arguments)]
+
+    (critique,) = Critic(Lost({"good": [_written(4.0)]}), FORMAT, expected=True).critique(_requests("good"))
+    assert critique.reward() == 1.0 and all(judged.expected is None for judged in critique.aspects.values())
+
+
+def test_a_backend_without_probabilities_says_so() -> None:
+    with pytest.raises(ValueError, match="Script does not show its probabilities; leave out expected scores"):
+        Critic(Script({"good": [_written(4.0)]}), FORMAT, expected=True).critique(_requests("good"))
+
+
+def test_expected_scores_of_a_real_model_are_the_means_over_its_probabilities() -> None:
+    chat = TransformersChat("embedded:shapes-critic", batch_size=4)
+    format = CritiqueFormat("shapes")
+    rng = random.Random(4)
+    requests = [CritiqueRequest("t2i", random_scene(rng).request(), draw(random_scene(rng))) for _ in range(3)]
+    critic = Critic(chat, format, 300, constrained=True, prose_tokens=8, expected=True)
+    for request, critique in zip(requests, critic.critique(requests), strict=True):
+        ask = ChatRequest(format.pointwise_messages("t2i", request.prompt, (), request.image))
+        for judged in critique.aspects.values():
+            if isinstance(judged.score, float):
+                assert judged.at is not None and float(critique.text[judged.at :].split("\n")[0]) == judged.score
+                ((weights,),) = chat.weigh([ask], [critique.text], [[Place(judged.at, format.rules.scale.options())]])
+                mass = sum(weights.options.values())
+                mean = sum(float(option) * weight for option, weight in weights.options.items()) / mass
+                # read alone and in a batch: rounding of float32 in another order of sums
+                assert judged.expected == pytest.approx(mean, abs=1e-4) and 1.0 < mean < 4.0

@@ -12,6 +12,7 @@ from rationalrewards.components.critic import Critic
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.records import PromptRecord, Refinement, open_picture, read_jsonl
 from rationalrewards.components.refine import ARMS, RefineOptions
+from rationalrewards.components.rewards import SanityError, SanityGate
 from rationalrewards.datamodules import PromptDataModule
 from rationalrewards.lightning_modules import RefineLoop
 
@@ -24,7 +25,8 @@ Traces = dict[tuple[str, str], Refinement]
 
 def refine(requests: Path, out: Path, batch_size: int = 2, **changes: Any) -> Traces:
     options = RefineOptions(images_per_prompt=BUDGET, threshold=3.9, seed=2)
-    made = {"generator": tiny.generator(), "critic": Critic(tiny.truthful(), SHAPES), "arms": ARMS, "options": options, **changes}
+    made = {"generator": tiny.generator(), "critic": Critic(tiny.truthful(), SHAPES), "arms": ARMS, "options": options}
+    made |= {"sanity": SanityGate(side=32), **changes}  # the truth passes it
     trainer = tiny.trainer(callbacks=[RefinementWriter(str(out))])
     data = PromptDataModule(predict=str(requests), eval_batch_size=batch_size)
     trainer.predict(RefineLoop(**made), data, return_predictions=False)
@@ -96,7 +98,7 @@ def test_a_picture_depends_on_its_request_and_not_on_its_batch(
 
 def test_what_cannot_be_scored_never_wins(requests: Path, tmp_path: Path) -> None:
     failing = Critic(tiny.truthful(lambda request: True), SHAPES, reasks=0)
-    for trace in refine(requests, tmp_path, arms=["best_of_n", "refine_keep_best"], critic=failing).values():
+    for trace in refine(requests, tmp_path, arms=["best_of_n", "refine_keep_best"], critic=failing, sanity=None).values():
         assert trace.stop == "budget"
         assert trace.chosen == 0
         assert {candidate.reward for candidate in trace.candidates} == {None}
@@ -106,3 +108,11 @@ def test_what_cannot_be_scored_never_wins(requests: Path, tmp_path: Path) -> Non
 def test_an_unknown_arm_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown arm 'best'; known: base, best_of_n"):
         RefineLoop(tiny.generator(), Critic(tiny.truthful()), arms=["best"])
+
+
+def test_a_critic_that_does_not_look_is_refused_before_anything_is_made(requests: Path, tmp_path: Path) -> None:
+    failing = Critic(tiny.truthful(lambda request: True), SHAPES, reasks=0)
+    with pytest.raises(SanityError, match=r"only 0 of 8 pictures could be scored.*Unscored: told to fail \(24\).*sanity: null"):
+        refine(requests, tmp_path, critic=failing)
+    assert not list(tmp_path.rglob("*.png"))
+    assert RefineLoop(tiny.generator(), failing).sanity == SanityGate()  # without a word, it is on

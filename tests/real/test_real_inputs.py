@@ -324,6 +324,7 @@ def refine_model(folder: Path, rubric: str, max_tokens: int, **arguments: Any) -
         generator={"class_path": "rationalrewards.components.generation.FlowGenerator", "init_args": generator},
         critic=critic(folder, rubric, max_tokens),
         options=options,
+        sanity=None,  # it has one sentence by heart
         **arguments,
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from rationalrewards.components.chat import CachedChat, ChatModel, ChatReply, ChatRequest, OpenAIChat, TransformersChat
+from rationalrewards.components.chat import CachedChat, ChatModel, ChatReply, ChatRequest, OpenAIChat, Place, TransformersChat
 from rationalrewards.components.checkpoints import resolve
 from rationalrewards.components.critic import Critic
 from rationalrewards.components.critique import CritiqueFormat
@@ -56,6 +56,25 @@ def test_kept_answers_of_a_real_model_are_those_it_gives(tmp_path: Path) -> None
     first, second = CachedChat(TransformersChat(EMBEDDED), str(tmp_path)), CachedChat(TransformersChat(EMBEDDED), str(tmp_path))
     assert first.complete(requests[:2]) == fresh[:2] and (first.hits, first.misses) == (0, 2)
     assert second.complete(requests) == fresh and (second.hits, second.misses) == (2, 1)  # order kept between kept and fresh ones
+
+
+def test_kept_weights_are_those_of_the_model(tmp_path: Path) -> None:
+    request, answer = _ask("what is at the top left", draw(random_scene(random.Random(2)))), "red circle\n## Score: 3.5"
+    place, other, inside = Place(21, ("3.5", "2.0")), Place(21, ("3.5", "1.0")), Place(5, ("x", "y"))
+    fresh = TransformersChat(EMBEDDED).weigh([request] * 2, [answer] * 2, [[place], [inside]])
+    assert not fresh[0][0].failure and fresh[1][0].failure
+    chat = CachedChat(TransformersChat(EMBEDDED), str(tmp_path))
+    for hits, misses in ((0, 2), (1, 3)):  # what cannot be weighed is asked again
+        assert chat.weigh([request] * 2, [answer] * 2, [[place], [inside]]) == fresh and (chat.hits, chat.misses) == (
+            hits,
+            misses,
+        )
+    chat.weigh(
+        [request, replace(request, seed=1), request],
+        [answer, answer, "blue" + answer],
+        [[other], [place], [Place(25, place.options)]],
+    )
+    assert (chat.hits, chat.misses) == (1, 6)  # options, request and answer are all part of the key
 
 
 def test_a_failure_is_asked_again(tmp_path: Path) -> None:

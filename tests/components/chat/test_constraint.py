@@ -156,7 +156,7 @@ def test_free_prose_that_does_not_end_is_a_failure_with_its_reason(chat: Transfo
 def test_a_form_that_is_none_is_refused(chat: TransformersChat) -> None:
     nothing = AnswerForm((Prose("any"),), prose_tokens=-1)
     ask = ChatRequest([{"role": "user", "content": [{"type": "text", "text": "describe"}]}], form=nothing)
-    with pytest.raises(ValueError, match="grammar is not valid"):
+    with pytest.raises(ValueError, match="form cannot be followed"):
         chat.complete([ask])
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 from rationalrewards.components.chat import ChatRequest, TransformersChat
-from rationalrewards.components.chat.transformers_chat import _RowNoise, load_processor
+from rationalrewards.components.chat.decoding import Row, choose
+from rationalrewards.components.chat.transformers_chat import load_processor
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.scenes import random_scene
@@ -125,8 +126,9 @@ def test_sampling_follows_its_seed_and_leaves_the_global_state_alone(chat: Trans
 
 def test_sampling_draws_tokens_as_often_as_the_softmax_says() -> None:
     logits, temperature, draws = torch.tensor([2.0, 1.0, 0.0, -1.0]), 0.7, 4000
-    noise = _RowNoise(temperature, list(range(draws)))
-    drawn = noise(torch.zeros(draws, 1, dtype=torch.long), logits.expand(draws, 4)).argmax(-1)
+    rows = [Row(limit=1, ends=frozenset(), temperature=temperature, seed=seed) for seed in range(draws)]
+    choose(rows, logits.expand(draws, 4))
+    drawn = torch.tensor([row.tokens for row in rows])[:, 0]
     share = torch.bincount(drawn, minlength=4) / draws
     expected = (logits / temperature).softmax(-1)
     # four standard deviations of a share
@@ -144,6 +146,37 @@ def test_a_limit_on_pixels_is_kept_and_told(tmp_path: Path) -> None:
     CLIPImageProcessor().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="CLIPImageProcessor.* knows no limit in pixels; leave out max_pixels"):
         load_processor(str(tmp_path), max_pixels=100)
+
+
+def test_picture_tokens_are_told_and_checked(
+    chat: TransformersChat, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TransformersChat("embedded:shapes-critic", max_pixels=2048).attach(chat.model, chat.processor)
+    with caplog.at_level("INFO"):
+        model.complete([_ask("describe", picture, max_tokens=1) for picture in _pictures(2)])
+    assert "16 to 16 picture tokens a request" in caplog.text
+    large = _ask("describe the picture", Image.new("RGB", (128, 64)), max_tokens=1)
+    with pytest.raises(RuntimeError, match="3520 pixels is in the prompts; max_pixels=2048 was ignored"):
+        model.complete([large])  # the processor is the other model's, without the limit
+    processor = type(chat.processor)
+
+    class Cutting(processor):  # type: ignore[misc, valid-type]
+        """Cuts prompts off, as a limit on their length would."""
+
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            inputs = super().__call__(*arguments, **options)
+            return type(inputs)({**inputs, "input_ids": inputs["input_ids"][:, :-25]})
+
+    monkeypatch.setattr(chat.processor, "__class__", Cutting)
+    with pytest.raises(RuntimeError, match="picture tokens in the prompts, but 16 from their pictures' patches"):
+        chat.complete([_ask("describe the picture", *_pictures(1))])
+
+
+def test_accelerate_may_place_the_weights(requests: list[ChatRequest], chat: TransformersChat) -> None:
+    placed = TransformersChat("embedded:shapes-critic", device_map="cpu")
+    placed.load("meta")  # it stays where it was put
+    assert placed.model.device == torch.device("cpu")
+    assert placed.complete(requests[:2]) == chat.complete(requests[:2])
 
 
 def test_a_model_in_training_stays_in_training(chat: TransformersChat, requests: list[ChatRequest]) -> None:

@@ -51,6 +51,23 @@ def test_comparisons_are_read_as_labelled(entry: dict[str, Any]) -> None:
     assert _label(critique.verdict()) == entry["verdict"]
 
 
+@pytest.mark.parametrize("task", ["t2i", "edit"])
+def test_a_score_is_found_where_it_stands(task: Task) -> None:
+    places = 0
+    for entry in (entry for p in _entries(task) for entry in p.values):
+        text = "<think>\n## Score: 2.0\n</think>" + entry["text"] if places % 2 else entry["text"]
+        for judged in parse(text, task).aspects.values():
+            if isinstance(judged.score, float):
+                places += 1
+                assert judged.at is not None
+                number = re.match(r"[+-]?\d+(\.\d+)?", text[judged.at :])
+                assert number and float(number[0]) == judged.score
+                assert "score" in text[: judged.at].rstrip(" \n*`_:").splitlines()[-1].lower()
+            else:
+                assert judged.at is None
+    assert places > 50
+
+
 # -- damage --------------------------------------------------------------------------------------------------------------
 
 _CASES = 200_000
