@@ -27,7 +27,7 @@ _LEAVE_SHARE = 0.125
 """Share of the batch that must have ended before the others move up: moving copies all keys and values once."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """One answer under way.
 
@@ -77,7 +77,7 @@ class Row:
 
 
 class StopStrings:
-    """Whether an answer has come to one of its stop strings.
+    """Whether an answer has come to one of its stop strings with its newest token; keeps no answer, so that many can share one.
 
     Args:
         tokenizer: The tokenizer of transformers.
@@ -87,8 +87,16 @@ class StopStrings:
     def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:
         self.tokenizer, self.strings = tokenizer, strings
         self.window = 1 + max(len(text.encode()) for text in strings)  # no token is shorter than a byte
+        self._may_end: dict[int, bool] = {}
 
     def __call__(self, tokens: list[int]) -> bool:
+        newest = tokens[-1]
+        if newest not in self._may_end:
+            text = self.tokenizer.decode([newest])
+            # the last character of a stop string, or a part of some character
+            self._may_end[newest] = "\ufffd" in text or any(string[-1] in text for string in self.strings)
+        if not self._may_end[newest]:
+            return False
         tail = self.tokenizer.decode(tokens[-self.window :])
         return any(text in tail for text in self.strings)
 
@@ -134,6 +142,11 @@ def roomy_cache(config: Any) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def shareable(cache: DynamicCache) -> bool:
+    """Whether all layers hold all that was said, so that gaps between a row's tokens change nothing; a sliding window would count them."""
+    return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
 
 
 def common_prefix(prompts: Sequence[Sequence[int]], before: int) -> int:
@@ -196,6 +209,7 @@ def decode(
     """
     outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
     cache = outputs.past_key_values
+    plain = shareable(cache)
     mask = model_kwargs["attention_mask"]
     mask = torch.ones_like(input_ids) if mask is None else mask
     positions = model_kwargs["position_ids"][..., -1:]
@@ -208,9 +222,9 @@ def decode(
             keep = torch.tensor([index for index, row in enumerate(slots) if not row.done], device=input_ids.device)
             cache.batch_select_indices(keep)
             positions, mask, slots = positions.index_select(-2, keep), mask[keep], open_rows
-        feeding = _next_to_feed(open_rows)
-        width = max((len(row.waiting) for row in feeding), default=1)
-        pieces = [row.waiting if row in feeding else [] for row in slots]
+        feeding = _next_to_feed(open_rows) if plain else open_rows
+        pieces = _pieces(slots, feeding, None if plain else 1)
+        width = max(1, *map(len, pieces))
         counts = torch.tensor([len(piece) for piece in pieces], device=input_ids.device)[:, None]
         padded = [[0] * (width - len(piece)) + piece for piece in pieces]
         column = torch.arange(width, device=input_ids.device) - width
@@ -225,9 +239,20 @@ def decode(
         logits = model(**inputs, return_dict=True).logits[:, -1]
         forwards += 1
         positions = positions + counts
-        if feeding:
-            choose(feeding, logits[torch.tensor([index for index, piece in enumerate(pieces) if piece], device=logits.device)])
+        ready = [index for index, (row, piece) in enumerate(zip(slots, pieces, strict=True)) if piece and not row.waiting]
+        if ready:
+            choose([slots[index] for index in ready], logits[torch.tensor(ready, device=logits.device)])
     return forwards
+
+
+def _pieces(slots: Sequence[Row], feeding: Sequence[Row], most: int | None) -> list[list[int]]:
+    """What each row is fed now, at most so many tokens; they wait no longer."""
+    fed = {id(row) for row in feeding}
+    pieces = []
+    for row in slots:
+        pieces.append(row.waiting[:most] if id(row) in fed else [])
+        row.waiting = row.waiting[len(pieces[-1]) :]
+    return pieces
 
 
 def _next_to_feed(rows: list[Row]) -> list[Row]:

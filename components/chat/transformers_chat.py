@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from ..checkpoints import fingerprint, resolve
 from ..memory import explain_out_of_memory
 from .base import ChatModel, ChatReply, ChatRequest, Place, Weights
 from .constraint import Constraints
-from .decoding import Row, StopStrings, common_prefix, decode, roomy_cache, share_prefix
-from .weighing import option_tree, weigh_trees
+from .decoding import Row, StopStrings, common_prefix, decode, roomy_cache, share_prefix, shareable
+from .weighing import OptionTrees, weigh_trees
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,8 @@ class TransformersChat(ChatModel):
     def attach(self, model: Any, processor: Any) -> TransformersChat:
         """Use a model that is loaded already, e.g. one in training; returns itself."""
         self.model, self.processor, self._constraints = model, processor, None
+        self._option_trees = OptionTrees(processor.tokenizer)
+        self._stops = cache(partial(StopStrings, processor.tokenizer))
         self.processor.tokenizer.padding_side = "left"
         return self
 
@@ -141,8 +144,10 @@ class TransformersChat(ChatModel):
         size = f"{len(batch)} requests of up to {inputs['input_ids'].shape[1]} tokens and {longest} more at once"
         with explain_out_of_memory(size, "lower batch_size or max_pixels of the chat, or max_tokens"):
             shared = common_prefix(prompts, picture)
-            shared = shared if shared >= _WORTH_SHARING and len(batch) > 1 and not lockstep else 0
-            inputs, cache = share_prefix(self.model, inputs, shared) if shared else (inputs, roomy_cache(self.model.config))
+            cache = roomy_cache(self.model.config)
+            shared = shared if shared >= _WORTH_SHARING and len(batch) > 1 and not lockstep and shareable(cache) else 0
+            if shared:
+                inputs, cache = share_prefix(self.model, inputs, shared)
             self.model.generate(
                 **inputs,
                 past_key_values=cache,
@@ -203,7 +208,7 @@ class TransformersChat(ChatModel):
         tokenizer = self.processor.tokenizer
         encoded = tokenizer(list(answers), add_special_tokens=False, return_offsets_mapping=True)
         trees = [
-            [option_tree(tokenizer, answer, offsets, place) for place in of_row]
+            [self._option_trees.tree(answer, offsets, place) for place in of_row]
             for answer, offsets, of_row in zip(answers, encoded["offset_mapping"], places, strict=True)
         ]
         # all that comes after the last place is not read
@@ -243,7 +248,7 @@ class TransformersChat(ChatModel):
         return Row(
             request.max_tokens,
             self._constraints.ends,
-            StopStrings(self.processor.tokenizer, request.stop) if request.stop else None,
+            self._stops(request.stop) if request.stop else None,
             self._constraints.start(request.form) if request.form else None,
             request.temperature,
             request.seed,

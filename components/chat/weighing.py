@@ -6,8 +6,8 @@ seeing the answer up to its place and its own branch only. So a number of severa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,54 +23,70 @@ class Tree:
     Args:
         at: Tokens of the answer before the place.
         tails: Option to its tokens after those.
+        branches: What the model must read to know all probabilities: the beginnings of the tails, the empty one first, each with the
+            tokens that may follow it.
     """
 
     at: int
-    tails: dict[str, tuple[int, ...]]
+    tails: Mapping[str, tuple[int, ...]]
+    branches: Mapping[tuple[int, ...], tuple[int, ...]]
 
-    def nodes(self) -> list[tuple[int, ...]]:
-        """What the model must read to know all probabilities: the beginnings of the options, the empty one first."""
-        found = {tail[:depth] for tail in self.tails.values() for depth in range(len(tail))}
-        return sorted(found, key=len)
-
-    def weights(self, following: dict[tuple[int, ...], Tensor]) -> Weights:
-        """Joint probabilities, from the log-probabilities of the next token after each node."""
+    def weights(self, following: Sequence[Sequence[float]]) -> Weights:
+        """Joint probabilities, from those of the tokens after each beginning, in the order of ``branches``."""
         reached: dict[tuple[int, ...], float] = {(): 1.0}
-        every = sorted({*self.nodes(), *self.tails.values()}, key=len)
-        for path in every[1:]:
-            reached[path] = reached[path[:-1]] * float(following[path[:-1]][path[-1]].exp())
-        options = {}
-        for option, tail in self.tails.items():
-            longer = sum(reached[path] for path in every if len(path) == len(tail) + 1 and path[:-1] == tail)
-            options[option] = max(reached[tail] - longer, 0.0)
-        return Weights(options)
+        left: dict[tuple[int, ...], float] = {}  # of what reaches a beginning, the part that none of its tokens follows
+        for (path, tokens), probabilities in zip(self.branches.items(), following, strict=True):
+            for token, probability in zip(tokens, probabilities, strict=False):
+                reached[*path, token] = reached[path] * probability
+            left[path] = reached[path] * max(0.0, 1.0 - sum(probabilities[: len(tokens)]))
+        return Weights({option: left.get(tail, reached[tail]) for option, tail in self.tails.items()})
 
 
-def option_tree(tokenizer: Any, answer: str, offsets: Sequence[tuple[int, int]], place: Place) -> Tree | None:
-    """The tree of a place.
+class OptionTrees:
+    """Makes trees for answers in one tokenizer's tokens.
 
     Args:
         tokenizer: A fast tokenizer of transformers.
-        answer: The answer.
-        offsets: First and last character, exclusive, of each token of the answer.
-        place: The place.
-
-    Returns:
-        The tree; ``None`` if the answer's tokens do not part where the options do.
     """
-    line = answer.rfind("\n", 0, place.start) + 1  # tokens do not reach over a line's end, and a line is quickly encoded
-    before = answer[line : place.start]
-    encoded = tokenizer([before + option for option in place.options], add_special_tokens=False, return_offsets_mapping=True)
-    shared = min(map(len, encoded["input_ids"])) - 1
-    for index in range(shared):
-        if len({ids[index] for ids in encoded["input_ids"]}) > 1:
-            shared = index
-            break
-    parted = line + (encoded["offset_mapping"][0][shared - 1][1] if shared else 0)
-    at = next((index for index, (start, _) in enumerate(offsets) if start == parted), None)
-    if at is None:
-        return None
-    return Tree(at, {option: tuple(ids[shared:]) for option, ids in zip(place.options, encoded["input_ids"], strict=True)})
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[tuple[str, tuple[str, ...]], tuple[int, Tree]] = {}
+
+    def tree(self, answer: str, offsets: Sequence[tuple[int, int]], place: Place) -> Tree | None:
+        """The tree of a place.
+
+        Args:
+            answer: The answer.
+            offsets: First and last character, exclusive, of each token of the answer.
+            place: The place.
+
+        Returns:
+            The tree; ``None`` if the answer's tokens do not part where the options do.
+        """
+        line = answer.rfind("\n", 0, place.start) + 1  # tokens do not reach over a line's end, and such lines are few
+        key = answer[line : place.start], place.options
+        if key not in self._known:
+            self._known[key] = self._parted(*key)
+        characters, tree = self._known[key]
+        at = next((index for index, (start, _) in enumerate(offsets) if start == line + characters), None)
+        return None if at is None else replace(tree, at=at)
+
+    def _parted(self, before: str, options: tuple[str, ...]) -> tuple[int, Tree]:
+        """After how many characters the options part, and the tree from there on."""
+        encoded = self.tokenizer([before + option for option in options], add_special_tokens=False, return_offsets_mapping=True)
+        shared = min(map(len, encoded["input_ids"])) - 1
+        for index in range(shared):
+            if len({ids[index] for ids in encoded["input_ids"]}) > 1:
+                shared = index
+                break
+        tails = {option: tuple(ids[shared:]) for option, ids in zip(options, encoded["input_ids"], strict=True)}
+        branches: dict[tuple[int, ...], dict[int, None]] = {}
+        for tail in tails.values():
+            for depth, token in enumerate(tail):
+                branches.setdefault(tail[:depth], {})[token] = None
+        ordered = {path: tuple(branches[path]) for path in sorted(branches, key=len)}
+        return (encoded["offset_mapping"][0][shared - 1][1] if shared else 0), Tree(0, tails, ordered)
 
 
 def weigh_trees(
@@ -96,7 +112,7 @@ def weigh_trees(
     rows, width = input_ids.shape
     mask, positions = model_kwargs["attention_mask"], model_kwargs["position_ids"]
     real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
-    nodes = [[(tree, path) for tree in of_row for path in tree.nodes()] for of_row in trees]
+    nodes = [[(tree, path) for tree in of_row for path in tree.branches] for of_row in trees]
     most = max(map(len, nodes))
     tokens = torch.zeros(rows, most, dtype=torch.long)
     column = torch.zeros(rows, most, dtype=torch.long)  # of the last token of the answer that a node sees
@@ -127,7 +143,13 @@ def weigh_trees(
         past_key_values=cache,
         use_cache=True,
     ).logits
-    for row, of_row in enumerate(nodes):
-        following = logits[row].float().log_softmax(dim=-1).cpu()
-        known = {(id(tree), path): following[number] for number, (tree, path) in enumerate(of_row)}
-        found.append([tree.weights({path: known[id(tree), path] for path in tree.nodes()}) for tree in trees[row]])
+    for row, of_row in enumerate(trees):
+        branches = [tokens for tree in of_row for tokens in tree.branches.values()]
+        if not branches:
+            found.append([])
+            continue
+        widest = max(map(len, branches))
+        after = torch.tensor([[*tokens, *[0] * (widest - len(tokens))] for tokens in branches], device=device)
+        scores = logits[row, : len(branches)].float()
+        following = iter((scores.gather(1, after) - scores.logsumexp(dim=1, keepdim=True)).exp().tolist())
+        found.append([tree.weights([next(following) for _ in tree.branches]) for tree in of_row])
