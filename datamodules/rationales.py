@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from rationalrewards.components.critique import CritiqueFormat, swap_pair
 from rationalrewards.components.critique.formats import Message
 from rationalrewards.components.generation.noise import seed_for
-from rationalrewards.components.records import Preference, Rationale, open_pictures, read_jsonl
+from rationalrewards.components.records import Preference, Rationale, Task, open_pictures, read_jsonl
 from torch.utils.data import DataLoader
 
 from .batches import Batch, BatchPlan, PlannedLoader, length_grouped
@@ -58,7 +59,7 @@ class RationaleDataModule(LightningDataModule):
 
     Args:
         train: ``rationales.jsonl`` to learn from.
-        rubric: Rubric of the student's format; must be the one that the rationales were written in.
+        format: The student's format, which must be the one that the rationales were written in; the default rubric if omitted.
         val: Rationales for the teacher-forced validation loss.
         val_preferences: Preference pairs for the generated pair accuracy in validation.
         batch_size: Rows per batch.
@@ -74,7 +75,7 @@ class RationaleDataModule(LightningDataModule):
     def __init__(
         self,
         train: str,
-        rubric: str = "default",
+        format: CritiqueFormat | None = None,
         val: str | None = None,
         val_preferences: str | None = None,
         batch_size: int = 16,
@@ -90,7 +91,7 @@ class RationaleDataModule(LightningDataModule):
         if not (pairwise or pointwise):
             raise ValueError("both pairwise and pointwise are off: there is nothing to learn from")
         self.train_path = train
-        self.format = CritiqueFormat(rubric)
+        self.format = format or CritiqueFormat()
         self.val_path = val
         self.val_preferences_path = val_preferences
         self.batch_size = batch_size
@@ -106,7 +107,11 @@ class RationaleDataModule(LightningDataModule):
         self.val_preferences: list[Preference] = []
 
     def setup(self, stage: str) -> None:
-        """Read the files and check that they follow the student's format."""
+        """Read the files and check that they follow the student's format.
+
+        Raises:
+            ValueError: If a rationale was written in another format, or the format's template has no wording for what is asked for.
+        """
         if self.rows:
             return
         self.rows = self._expand(self.train_path)
@@ -114,15 +119,18 @@ class RationaleDataModule(LightningDataModule):
             self.val_rows = self._expand(self.val_path, self.limit_val)
         if self.val_preferences_path is not None:
             self.val_preferences = read_preferences(self.val_preferences_path)[: self.limit_val]
+            self._check_wording(self.val_preferences_path, "point", {pair.task for pair in self.val_preferences})
 
     def _expand(self, path: str, limit: int | None = None) -> list[SupervisedRow]:
         rationales = read_jsonl(Path(path), Rationale)[:limit]
         rows: list[SupervisedRow] = []
+        fingerprint = self.format.fingerprint
         for number, rationale in enumerate(rationales, start=1):
-            if rationale.format != self.format.fingerprint:
+            if rationale.format != fingerprint:
+                template = "" if self.format.template is None else f" with template {self.format.template!r}"
                 raise ValueError(
-                    f"{path}, row {number}: written in format {rationale.format}, but the student learns {self.format.rubric!r} "
-                    f"({self.format.fingerprint}); set `rubric` to the one it was written in, or rationalize again"
+                    f"{path}, row {number}: written in format {rationale.format}, but the student learns {self.format.rubric!r}"
+                    f"{template} ({fingerprint}); set `format` to the one it was written in, or rationalize again"
                 )
             if self.pointwise:
                 rows += [SupervisedRow("point", rationale, index) for index in (0, 1)]
@@ -130,7 +138,25 @@ class RationaleDataModule(LightningDataModule):
                 rows += [SupervisedRow("pair", rationale, index) for index in ((0, 1) if self.both_orders else (0,))]
         if not rows:
             raise ValueError(f"{path}: no rationales; did every pair fall out? See the ledger beside it for the reasons")
+        tasks = {rationale.pair.task for rationale in rationales}
+        if self.pointwise:
+            self._check_wording(path, "point", tasks)
+        if self.pairwise and self.pairwise_share > 0:
+            self._check_wording(path, "pair", tasks)
         return rows
+
+    def _check_wording(self, path: str, kind: Literal["pair", "point"], tasks: set[Task]) -> None:
+        """Ask once, of a blank picture: a section that a template lacks is found now and not in the middle of an epoch."""
+        blank = Image.new("RGB", (1, 1))
+        for task in sorted(tasks):
+            sources = [blank] * (task == "edit")
+            try:
+                if kind == "point":
+                    self.format.pointwise_messages(task, "", sources, blank)
+                else:
+                    self.format.pairwise_messages(task, "", sources, (blank, blank))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
 
     def _fetch(self, rows: list[SupervisedRow]) -> list[tuple[list[Message], str]]:
         return [row.load(self.format) for row in rows]

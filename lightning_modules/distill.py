@@ -33,7 +33,7 @@ class RationaleDistillModule(RewardsModule):
 
     Args:
         path: Folder or hub id of the student, e.g. ``Qwen/Qwen3-VL-8B-Instruct``.
-        rubric: Rubric of the format that the student learns.
+        format: Format that the student learns, and is asked in from then on; the default rubric if omitted.
         optimizer: Optimizer, given the parameters that train.
         scheduler: Learning-rate scheduler, stepped every optimizer step.
         freeze_vision: Freeze the vision tower (the paper does).
@@ -52,7 +52,7 @@ class RationaleDistillModule(RewardsModule):
     def __init__(
         self,
         path: str,
-        rubric: str = "default",
+        format: CritiqueFormat | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         freeze_vision: bool = True,
@@ -68,7 +68,7 @@ class RationaleDistillModule(RewardsModule):
     ) -> None:
         super().__init__()
         self.path = path
-        self.format = CritiqueFormat(rubric)
+        self.format = format or CritiqueFormat()
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.freeze_vision = freeze_vision

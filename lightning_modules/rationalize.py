@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rationalrewards.components.chat import ChatModel
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.parrot import Ledger, Outcome, ParrotOptions, rationalize
-from rationalrewards.components.records import Preference
+from rationalrewards.components.records import TASKS, Preference
 
 from .base import RewardsModule
 
@@ -19,16 +19,29 @@ class RationalizeModule(RewardsModule):
 
     Args:
         teacher: The teacher.
-        rubric: Rubric of the student's format.
+        format: The student's format, in which rationales are written; the default rubric if omitted.
         options: How the stages work.
     """
 
-    def __init__(self, teacher: ChatModel, rubric: str = "default", options: ParrotOptions | None = None) -> None:
+    def __init__(self, teacher: ChatModel, format: CritiqueFormat | None = None, options: ParrotOptions | None = None) -> None:
         super().__init__()
         self.teacher = teacher
-        self.format = CritiqueFormat(rubric)
+        self.format = format or CritiqueFormat()
         self.options = options or ParrotOptions()
         self.ledger = Ledger()
+
+    def setup(self, stage: str) -> None:
+        """Refuse a template that words no rationale, before the teacher is loaded.
+
+        Raises:
+            ValueError: If the template has, for no task, both the sections that the stages ask with.
+        """
+        wording = self.format.wording
+        if wording is not None and not any({("pairwise", task), ("pointwise", task)} <= set(wording.turns) for task in TASKS):
+            raise ValueError(
+                f"template {wording.name} has no task with both a pairwise and a pointwise section, and a rationale is a comparison and "
+                "two critiques; add the section that is missing"
+            )
 
     def configure_model(self) -> None:
         """Load or connect the teacher."""

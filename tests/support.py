@@ -17,6 +17,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 """The root of the repository."""
 
+OWN_WORDING = str(ROOT / "tests" / "components" / "critique" / "own_wording.yaml")
+"""A template for the judging requests, as a user might write one."""
+
 
 def needs(*modules: str) -> pytest.MarkDecorator:
     """Skip unless the modules can be imported, e.g. ``@needs("deepspeed")``; an extra may be left out of an install."""

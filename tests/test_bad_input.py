@@ -89,7 +89,7 @@ def by_evaluate(path: Path) -> None:
 def by_distill(path: Path) -> None:
     pairs, format = read_jsonl(path, Preference), CritiqueFormat("shapes")
     rows = [to_json(Rationale(pair, "", ("", ""), format.fingerprint)) for pair in pairs]
-    data = RationaleDataModule(str(write(path.with_name("rationales.jsonl"), *rows)), rubric="shapes", pairwise=False)
+    data = RationaleDataModule(str(write(path.with_name("rationales.jsonl"), *rows)), format=format, pairwise=False)
     data.setup("fit")
     list(data.train_dataloader())
 
@@ -308,7 +308,7 @@ def closed(tmp_path: Path) -> Path:
     ],
 )
 def test_a_writer_says_so_before_any_work(make: Callable[[str], Any], hook: str, closed: Path) -> None:
-    module = RationalizeModule(ShapesTeacher(), "shapes")
+    module = RationalizeModule(ShapesTeacher(), CritiqueFormat("shapes"))
     with pytest.raises(PermissionError, match="choose another output_dir") as caught:
         getattr(make(str(closed)), hook)(trainer(), module)
     assert f"cannot write to {closed} " in str(caught.value)

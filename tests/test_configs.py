@@ -16,10 +16,11 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from rationalrewards.components.chat import OpenAIChat, TransformersChat
+from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.generation import FlowGenerator, policies
 from rationalrewards.components.rewards import CritiqueReward
 from rationalrewards.lightning_modules import RefineLoop, RewardEvaluationModule, RewardRLModule
-from support import ROOT
+from support import OWN_WORDING, ROOT
 
 from rationalrewards import cli
 
@@ -36,6 +37,7 @@ def name(path: Path) -> str:
 
 
 RL = [path for path in RECIPES if name(path).startswith("rl/")]
+DISTILLING = [path for path in RECIPES if name(path).startswith("distill/")]
 GENERATING = [path for path in RECIPES if name(path).startswith(("rl/", "refine/"))]
 
 PIPELINES = {
@@ -242,6 +244,28 @@ def test_the_schedule_follows_the_steps_of_the_command_line(build: Build) -> Non
     assert scheduler.lr_lambdas[0](40) == 0.0 < scheduler.lr_lambdas[0](39)
 
 
+@pytest.mark.parametrize("path", DISTILLING, ids=name)
+def test_a_student_and_its_rationales_have_one_format(path: Path, build: Build) -> None:
+    distill = build("fit", "-c", path).cli
+    teacher = "shapes" if path.stem == "shapes" else "qwen3vl_32b_server"
+    rationalize = build("predict", "-c", CONFIGS / "rationalize" / f"{teacher}.yaml").cli
+    assert rationalize.model.format == distill.datamodule.format == distill.model.format
+    assert distill.model.format == CritiqueFormat("shapes" if path.stem == "shapes" else "default")
+
+
+def test_a_template_is_given_beside_the_rubric(build: Build, tmp_path: Path) -> None:
+    own, recipe = CritiqueFormat("shapes", OWN_WORDING), CONFIGS / "distill" / "shapes.yaml"
+    here, there = (f"--{part}.init_args.format.template={OWN_WORDING}" for part in ("model", "data"))
+    both = build("fit", "-c", recipe, here, there).cli
+    assert both.model.format == both.datamodule.format == own
+    assert build("predict", "-c", CONFIGS / "rationalize" / "shapes.yaml", here).cli.model.format == own
+    # or once, and followed by the data
+    following = recipe.read_text(encoding="utf-8").split("\ndata:")
+    following[1] = following[1].replace("format: {rubric: shapes}", "format: ${model.init_args.format}")
+    (tmp_path / "once.yaml").write_text("\ndata:".join(following), encoding="utf-8")
+    assert build("fit", "-c", tmp_path / "once.yaml", here).cli.datamodule.format == own
+
+
 @pytest.mark.parametrize("path", GENERATING, ids=name)
 def test_pipeline_arguments_are_the_pipelines_own(path: Path, build: Build) -> None:
     generator = generator_of(build(command_of(path), "-c", path).cli.model)
@@ -375,6 +399,12 @@ def test_an_unknown_key_deep_in_a_recipe_is_named(build: Build, capsys: pytest.C
     for path in ("generator.init_args.ranks=4", "reward.init_args.critic.init_args.chat.init_args.api_key=secret"):
         message = refused(build, capsys, "fit", "-c", recipe, f"--model.init_args.{path}")
         assert path.split("=")[0].split(".")[-1] in message
+
+
+@pytest.mark.parametrize("part", ["model", "data"])
+def test_a_rubric_outside_its_format_is_named(part: str, build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(build, capsys, "fit", "-c", CONFIGS / "distill" / "shapes.yaml", f"--{part}.init_args.rubric=shapes")
+    assert "'rubric' is not accepted" in message
 
 
 def test_an_unknown_class_and_a_wrong_type_are_named(build: Build, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,13 +125,14 @@ def adapters(module: RewardRLModule) -> dict[str, Tensor]:
 
 def distill_module(**changes: Any) -> RationaleDistillModule:
     """Distillation of the embedded critic, all of it trained."""
+    from rationalrewards.components.critique import CritiqueFormat
     from rationalrewards.lightning_modules import RationaleDistillModule
 
     free = {"freeze_vision": False, "freeze_projector": False}
     return RationaleDistillModule(
         **{
             "path": "embedded:shapes-critic",
-            "rubric": "shapes",
+            "format": CritiqueFormat("shapes"),
             "optimizer": adamw,
             "max_length": 512,
             **free,
@@ -142,9 +143,11 @@ def distill_module(**changes: Any) -> RationaleDistillModule:
 
 def distill_data(train: Path, **changes: Any) -> RationaleDataModule:
     """Batches of two rows."""
+    from rationalrewards.components.critique import CritiqueFormat
     from rationalrewards.datamodules import RationaleDataModule
 
-    return RationaleDataModule(**{"train": str(train), "rubric": "shapes", "batch_size": 2, "seed": 1, **changes})
+    asked = {"format": CritiqueFormat("shapes"), "batch_size": 2, "seed": 1}
+    return RationaleDataModule(**{"train": str(train), **asked, **changes})
 
 
 def decided(path: Path) -> list[Preference]:

@@ -143,8 +143,8 @@ def weigh_trees(
         past_key_values=cache,
         use_cache=True,
     ).logits
-    for row, of_row in enumerate(trees):
-        branches = [tokens for tree in of_row for tokens in tree.branches.values()]
+    for row, answer in enumerate(trees):
+        branches = [tokens for tree in answer for tokens in tree.branches.values()]
         if not branches:
             found.append([])
             continue
@@ -152,4 +152,4 @@ def weigh_trees(
         after = torch.tensor([[*tokens, *[0] * (widest - len(tokens))] for tokens in branches], device=device)
         scores = logits[row, : len(branches)].float()
         following = iter((scores.gather(1, after) - scores.logsumexp(dim=1, keepdim=True)).exp().tolist())
-        found.append([tree.weights([next(following) for _ in tree.branches]) for tree in of_row])
+        found.append([tree.weights([next(following) for _ in tree.branches]) for tree in answer])

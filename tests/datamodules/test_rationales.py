@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rationalrewards.components.critique import CritiqueFormat, swap_pair
 from rationalrewards.components.critique.teacher import HINT
 from rationalrewards.components.parrot import Ledger, ParrotOptions, rationalize
@@ -14,8 +15,10 @@ from rationalrewards.components.records import Preference, Rationale, open_pictu
 from rationalrewards.components.shapes.pairs import write_preferences
 from rationalrewards.components.shapes.teacher import ShapesTeacher
 from rationalrewards.datamodules import RationaleDataModule
+from support import OWN_WORDING
 
 FORMAT = CritiqueFormat("shapes")
+OWN = CritiqueFormat("shapes", OWN_WORDING)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _data(folder: Path, **changes: Any) -> RationaleDataModule:
-    data = RationaleDataModule(**{"train": str(folder / "rationales.jsonl"), "rubric": "shapes", "batch_size": 4, **changes})
+    data = RationaleDataModule(**{"train": str(folder / "rationales.jsonl"), "format": FORMAT, "batch_size": 4, **changes})
     data.setup("fit")
     return data
 
@@ -74,19 +77,23 @@ def test_nothing_to_learn_is_refused() -> None:
         RationaleDataModule("x", pairwise=False, pointwise=False)
 
 
-def test_rows_ask_what_the_critic_will_be_asked(folder: Path) -> None:
-    for row in _data(folder).rows:
+@pytest.mark.parametrize("format", [FORMAT, OWN], ids=["rubric", "template"])
+def test_rows_ask_what_the_critic_will_be_asked(format: CritiqueFormat, folder: Path, tmp_path: Path) -> None:
+    data = _data(folder, format=format, train=_written_in(format, folder, tmp_path))
+    ((asked, _),) = data._fetch(data.rows[:1])
+    assert asked == data.rows[0].load(format)[0] and (asked == data.rows[0].load(FORMAT)[0]) == (format == FORMAT)
+    for row in data.rows:
         pair = row.rationale.pair
         sources = [open_picture(path) for path in pair.sources]
         first, second = (open_picture(path) for path in pair.candidates)
-        messages, answer = row.load(FORMAT)
+        messages, answer = row.load(format)
         if row.kind == "point":
-            assert messages == FORMAT.pointwise_messages(pair.task, pair.prompt, sources, (first, second)[row.index])
+            assert messages == format.pointwise_messages(pair.task, pair.prompt, sources, (first, second)[row.index])
             assert answer == row.rationale.point_texts[row.index]
             assert FORMAT.parse(answer, pair.task).failure == ""
         else:
             shown = (second, first) if row.index else (first, second)
-            assert messages == FORMAT.pairwise_messages(pair.task, pair.prompt, sources, shown)
+            assert messages == format.pairwise_messages(pair.task, pair.prompt, sources, shown)
             told = FORMAT.parse_pair(answer, pair.task)
             # the winner is the preferred picture, in whichever place it is shown
             assert told.verdict() == (pair.winner if not row.index else {"A": "B", "B": "A"}[pair.winner])
@@ -126,8 +133,8 @@ def test_batches_hold_rows_of_similar_length(folder: Path) -> None:
 
 def test_rationales_in_another_format_are_refused_by_row_and_both_names(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="row 1") as caught:
-        _data(folder, rubric="default")
-    for name in ("rationales.jsonl", FORMAT.fingerprint, "'default'", CritiqueFormat("default").fingerprint, "set `rubric`"):
+        _data(folder, format=None)
+    for name in ("rationales.jsonl", FORMAT.fingerprint, "'default'", CritiqueFormat("default").fingerprint, "set `format`"):
         assert name in str(caught.value)
     rationales = read_jsonl(folder / "rationales.jsonl", Rationale)
     mixed = [*rationales[:2], replace(rationales[2], format="0" * 12)]
@@ -135,7 +142,53 @@ def test_rationales_in_another_format_are_refused_by_row_and_both_names(folder: 
     with pytest.raises(ValueError, match="row 3: written in format 0{12}"):
         _data(tmp_path)
     with pytest.raises(ValueError, match="row 1: written in format"):
-        _data(folder, rubric="shapes", train=str(folder / "rationales.jsonl"), val=_other(tmp_path, rationales))
+        _data(folder, train=str(folder / "rationales.jsonl"), val=_other(tmp_path, rationales))
+
+
+def test_rationales_without_the_template_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=rf"row 1: .* learns 'shapes' with template '.*own_wording\.yaml' \({OWN.fingerprint}\)"):
+        _data(folder, format=OWN)
+
+
+def _written_in(format: CritiqueFormat, folder: Path, out: Path) -> str:
+    """The rationales, as if they had been asked for in other words: the answers are the same."""
+    path = out / "rationales.jsonl"
+    write_jsonl(path, [replace(one, format=format.fingerprint) for one in read_jsonl(folder / "rationales.jsonl", Rationale)])
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "task", "changes", "says"),
+    [
+        ("pairwise", None, {}, "rationales.jsonl: template .* has no pairwise section for task edit"),
+        ("pairwise", None, {"pairwise_share": 0.01}, "has no pairwise section"),
+        ("pairwise", None, {"pairwise": False}, ""),
+        ("pairwise", None, {"pairwise_share": 0.0}, ""),
+        ("pointwise", None, {}, "rationales.jsonl: template .* has no pointwise section for task edit"),
+        ("pointwise", None, {"pointwise": False}, ""),
+        ("pointwise", "t2i", {}, "rationales.jsonl: template .* has no pointwise section for task t2i"),
+        ("pointwise", None, {"pointwise": False, "val_preferences": "preferences.jsonl"}, "preferences.jsonl: .* no pointwise"),
+    ],
+)
+def test_what_a_template_lacks_is_missed_at_setup(
+    section: str, task: str | None, changes: dict[str, Any], says: str, folder: Path, tmp_path: Path
+) -> None:
+    template = yaml.safe_load(Path(OWN_WORDING).read_text())
+    if task is None:
+        del template[section]
+    else:
+        del template[section][task]
+    (tmp_path / "half.yaml").write_text(yaml.safe_dump(template))
+    half = CritiqueFormat("shapes", str(tmp_path / "half.yaml"))
+    if "val_preferences" in changes:
+        changes = {**changes, "val_preferences": str(folder / changes["val_preferences"])}
+    given = {"format": half, "train": _written_in(half, folder, tmp_path), **changes}
+    if says:
+        with pytest.raises(ValueError, match=says):
+            _data(folder, **given)
+    else:
+        data = _data(folder, **given)
+        assert sum(map(len, data.train_dataloader())) == len(data.rows) > 0
 
 
 def _other(folder: Path, rationales: list[Rationale]) -> str:

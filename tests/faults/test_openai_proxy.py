@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from rationalrewards.components.answer_form import AnswerForm, Prose
 from rationalrewards.components.chat import ChatReply, ChatRequest, OpenAIChat, Place, TransformersChat
+from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.scenes import random_scene
 from rationalrewards.lightning_modules import RationaleDistillModule
@@ -28,7 +29,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     """The root of the server, and the folder that it serves, as distillation exports it."""
     work = tmp_path_factory.mktemp("served")
     folder = str(work / "critic")
-    student = RationaleDistillModule("embedded:shapes-critic", "shapes")
+    student = RationaleDistillModule("embedded:shapes-critic", CritiqueFormat("shapes"))
     student.configure_model()
     student.export(folder)
     with transformers_serve(folder, work / "serve.log") as url:

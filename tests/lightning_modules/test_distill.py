@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rationalrewards.callbacks import CriticExport
 from rationalrewards.components.chat import ChatRequest, TransformersChat
+from rationalrewards.components.critic import Critic
 from rationalrewards.components.critique import CritiqueFormat, check_fingerprint
+from rationalrewards.components.records import Rationale, read_jsonl, write_jsonl
 from rationalrewards.datamodules import SupervisedRow
 from rationalrewards.lightning_modules import RationaleDistillModule
 from rationalrewards.lightning_modules.distill import Row
+from support import OWN_WORDING
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3VLForConditionalGeneration
 
@@ -186,6 +190,20 @@ def test_loss_falls_frozen_parts_stay_and_the_export_is_the_student(rationales: 
     with pytest.raises(ValueError, match="was trained on format 'shapes'"):
         check_fingerprint(folder, CritiqueFormat("default"))
     assert json.loads((folder / "critique_format.json").read_text())["fingerprint"] == CritiqueFormat("shapes").fingerprint
+
+
+def test_a_student_of_a_template_is_asked_in_its_words_only(rationales: Path, tmp_path: Path) -> None:
+    own, path, folder = CritiqueFormat("shapes", OWN_WORDING), tmp_path / "own.jsonl", tmp_path / "critic"
+    # a template changes what is asked, not what is answered
+    write_jsonl(path, [replace(rationale, format=own.fingerprint) for rationale in read_jsonl(rationales, Rationale)])
+    trainer = tiny.trainer(max_steps=2, callbacks=[CriticExport(str(folder))])
+    trainer.fit(tiny.distill_module(format=own, max_length=1024), tiny.distill_data(path, format=own))
+    assert trainer.global_step == 2
+
+    Critic(TransformersChat(str(folder)), CritiqueFormat("shapes", OWN_WORDING)).load()
+    trained = rf"trained on format 'shapes' with template '.*own_wording\.yaml' \({own.fingerprint}\), but is asked in format 'shapes' \("
+    with pytest.raises(ValueError, match=trained):
+        Critic(TransformersChat(str(folder)), CritiqueFormat("shapes")).load()
 
 
 # -- checkpoints ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
+import yaml
 from rationalrewards.callbacks import RationaleWriter
 from rationalrewards.components.chat import ChatReply, ChatRequest
 from rationalrewards.components.critique import CritiqueFormat
@@ -46,8 +47,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.pairs(tmp_path_factory.mktemp("pairs"), 12, seed=1)
 
 
-def predict(teacher: ShapesTeacher, file: Path, out: Path) -> None:
-    module = RationalizeModule(teacher, "shapes", OPTIONS)
+def predict(teacher: ShapesTeacher, file: Path, out: Path, format: CritiqueFormat | None = None) -> None:
+    module = RationalizeModule(teacher, format or CritiqueFormat("shapes"), OPTIONS)
     trainer = tiny.trainer(callbacks=[RationaleWriter(str(out))])
     trainer.predict(module, PreferenceDataModule(str(file), batch_size=5), return_predictions=False)
 
@@ -78,6 +79,59 @@ def test_writes_what_the_stages_give(file: Path, tmp_path: Path) -> None:
     told = {row["pair"]: row for row in ledger(tmp_path) if row["stage"] == "outcome"}
     assert {name: row["kept"] for name, row in told.items()} == {o.pair.id: o.rationale is not None for o in outcomes}
     assert {name: row["reason"] for name, row in told.items()} == {o.pair.id: o.reason for o in outcomes}
+
+
+# without {answer}: the simulated teacher would take a request that names the refined request for one of refinement
+POINTWISE = [
+    {"role": "system", "text": "You grade a picture. {aspects}"},
+    {"role": "user", "text": "{sources}Graded: {image} <request>{request}</request>"},
+]
+PAIRWISE = [{"role": "user", "text": "{sources}One: {image_a} Two: {image_b} <request>{request}</request>"}]
+
+
+def worded(path: Path, **sections: Any) -> CritiqueFormat:
+    path.write_text(yaml.safe_dump(sections))
+    return CritiqueFormat("shapes", str(path))
+
+
+def test_the_teacher_is_asked_in_the_words_of_a_template(file: Path, tmp_path: Path) -> None:
+    own, texts = worded(tmp_path / "own.yaml", pointwise=POINTWISE, pairwise=PAIRWISE), []
+
+    class Listening(ShapesTeacher):
+        def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+            texts.extend(request.text() for request in requests)
+            return super().complete(requests)
+
+    predict(Listening(hallucination=0.0), file, tmp_path, own)
+    written = read_jsonl(tmp_path / "rationales.jsonl", Rationale)
+    assert written and {rationale.format for rationale in written} == {own.fingerprint}
+    assert own.fingerprint != CritiqueFormat("shapes").fingerprint
+    asked = Counter(row["stage"] for row in ledger(tmp_path))
+    # what the student learns to answer is asked in its words; the two other stages are the teacher's alone
+    assert sum("Two: " in text for text in texts) == asked["anchor"] + asked["control-anchor"] > 0
+    assert sum("Graded: " in text for text in texts) == asked["project"] > 0
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"pointwise": POINTWISE},
+        {"pairwise": PAIRWISE},
+        {"pairwise": {"edit": PAIRWISE}, "pointwise": {"t2i": [{"role": "user", "text": "{image} {request}"}]}},
+    ],
+    ids=["no pairs", "no points", "each for another task"],
+)
+def test_a_template_without_a_section_is_refused_before_the_teacher_is_loaded(
+    sections: dict[str, Any], file: Path, tmp_path: Path
+) -> None:
+    class Unloadable(Counting):
+        def load(self, device: Any = None) -> None:
+            raise AssertionError("it was to be refused before")
+
+    teacher = Unloadable()
+    with pytest.raises(ValueError, match=r"half\.yaml has no task with both a pairwise and a pointwise section"):
+        predict(teacher, file, tmp_path, worded(tmp_path / "half.yaml", **sections))
+    assert teacher.asked == 0
 
 
 def test_a_finished_run_asks_nothing_again(file: Path, tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def ledger_of(folder: Path, pairs: Sequence[Preference]) -> tuple[list[dict[str,
 @pytest.mark.slow
 def test_rationalize_accounts_for_every_real_pair(untrained: Path, real: Path, tmp_path: Path) -> None:
     options = {"max_tokens": 24, "control_share": 0.5, "seed": 1}
-    model = module("RationalizeModule", teacher=model_of(untrained), rubric="default", options=options)
+    model = module("RationalizeModule", teacher=model_of(untrained), format={"rubric": "default"}, options=options)
     out = run("predict", model, preferences(path := real_pairs(real, tmp_path)), "RationaleWriter", tmp_path)
     pairs = read_jsonl(path, Preference)
     _, outcomes = ledger_of(out, pairs)
@@ -441,7 +441,7 @@ def taught(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown += [open_picture(real / name).resize((32, 32)) for name in ("imagereward/1.webp", "imagereward/2.webp")]
     for record in read_prompts(real / "prompts" / "geneval.jsonl")[:2]:
         told += [(format.pointwise_messages("t2i", record.prompt, [], picture), spoken("t2i", 3.0)) for picture in shown]
-    student = RationaleDistillModule(str(base), RUBRIC, freeze_vision=True, freeze_projector=True)
+    student = RationaleDistillModule(str(base), CritiqueFormat(RUBRIC), freeze_vision=True, freeze_projector=True)
     student.configure_model()
     # alike rows together, and every batch encoded once
     told.sort(key=lambda row: sum(part["type"] == "image" for turn in row[0] for part in turn["content"]))
@@ -472,7 +472,7 @@ def test_rationales_of_real_pairs(taught: Path, real: Path, tmp_path: Path) -> N
     agreed, other = two_pairs(real)
     write_jsonl(tmp_path / "pairs.jsonl", [agreed, other])
     options = {"max_tokens": 160, "temperature": 0.0, "control_share": 1.0}
-    model = module("RationalizeModule", teacher=model_of(taught), rubric=RUBRIC, options=options)
+    model = module("RationalizeModule", teacher=model_of(taught), format={"rubric": RUBRIC}, options=options)
     out = run("predict", model, preferences(tmp_path / "pairs.jsonl"), "RationaleWriter", tmp_path)
     _, outcomes = ledger_of(out, [agreed, other])
     assert [outcomes[pair.id]["last_stage"] for pair in (agreed, other)] == ["refine", "check"]
