@@ -1,6 +1,6 @@
 """Critiques per second: plain ``generate`` of transformers, one request at a time over HTTP, and our savings added in turn.
 
-    python benchmarks/critic.py CRITIC PAIRS [--requests 96] [--batch-size 16] [--rubric shapes] [--rounds 5] [--http 8]
+    python benchmarks/critic.py CRITIC PAIRS [--requests 96] [--batch-size 16] [--rubric shapes] [--rounds 5] [--http 8] [--only ...]
 
 CRITIC is a trained critic's folder, PAIRS a folder with ``preferences.jsonl``; ``make quickstart`` leaves both, as
 ``quickstart/distill/critic`` and ``quickstart/data/test``. All ways see the same pictures in the same order and take turns,
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--http", type=int, default=8, help="requests sent over HTTP; 0 leaves that way out")
+    parser.add_argument("--only", nargs="*", help="names of the ways to run, as the table has them; all if omitted")
     arguments = parser.parse_args()
     format = CritiqueFormat(arguments.rubric)
     requests, truths = read_requests(arguments.pairs, arguments.requests)
@@ -212,6 +213,7 @@ def main() -> None:
         Way(f"+ batches of {arguments.large_batch}", ours(large, forced, True, True), len(requests), []),
         Way("+ expected scores", expected, len(requests), []),
     ]
+    ways = [way for way in ways if arguments.only is None or way.name in arguments.only]
     forwards = [0]
     chat.model.register_forward_pre_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
 
@@ -232,8 +234,8 @@ def main() -> None:
     else:
         race(ways)
 
-    plain = next(way for way in ways if way.name == "plain generate")
-    pace = plain.count / statistics.median(plain.seconds)
+    first = next((way for way in ways if way.name == "plain generate"), ways[0])
+    pace = first.count / statistics.median(first.seconds)
     print(
         f"{len(requests)} critiques, batches of {arguments.batch_size}, {torch.get_num_threads()} threads, medians of {arguments.rounds}\n"
     )

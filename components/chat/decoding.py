@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from .constraint import Constraint
 
-_JUMP_SHARE = 0.1
+_JUMP_SHARE = 0.3
 """Share of the rows that must wait with forced text before it is fed: feeding costs all rows as many columns as the longest piece."""
 _LEAVE_SHARE = 0.125
 """Share of the batch that must have ended before the others move up: moving copies all keys and values once."""

@@ -77,7 +77,8 @@ def test_transformers_serve_answers_as_the_model_in_this_process_does(
     asks.append(_ask("how sharp is the picture", pictures[0]))
     with _chat([served[0], proxy.url], served[1], concurrency=2) as chat:
         chat.load()  # both are ready: the model is there, and a picture makes the prompt longer
-        assert chat.account["probes"] == 6
+        # a list of models and two questions for each of the two; a server that is busy with something else is looked at again
+        assert chat.account["probes"] >= 6
         for remote, here in zip(chat.complete(asks), local.complete(asks), strict=True):
             _same(remote, here)
         # an answer that the limit cuts off is a failure there too

@@ -203,10 +203,9 @@ def model_of(folder: Path) -> dict[str, Any]:
 
 
 def critic(folder: Path, rubric: str, max_tokens: int) -> dict[str, Any]:
-    return {
-        "class_path": "rationalrewards.components.critic.Critic",
-        "init_args": {"chat": model_of(folder), "format": {"rubric": rubric}, "max_tokens": max_tokens},
-    }
+    """A critic whose written scores count: those that it learned by heart are known, its doubts are not."""
+    given = {"chat": model_of(folder), "format": {"rubric": rubric}, "max_tokens": max_tokens, "expected": False}
+    return {"class_path": "rationalrewards.components.critic.Critic", "init_args": given}
 
 
 def critique_reward(folder: Path, rubric: str, max_tokens: int) -> dict[str, Any]:
