@@ -204,7 +204,8 @@ def gallery_page(refinements: Sequence[Refinement], title: str, max_side: int = 
         tag(
             "p",
             "Rewards are the critic's own, from 0 to 1, always for the original request; a gain is the chosen "
-            "picture's reward minus the first one's.",
+            "picture's reward minus the first one's. Bars show scores as written; rewards take their expectations where the critic "
+            "gives them.",
             class_="quiet",
         ),
         _filters(arms),
