@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 
@@ -60,12 +61,13 @@ class AnswerForm:
     def lark(self) -> str:
         """The form as a grammar in llguidance's Lark dialect."""
         terminals: dict[tuple[str, ...], str] = {}
+        quoted = partial(json.dumps, ensure_ascii=False)
 
         def spell(parts: Sequence[Part]) -> str:
             words = []
             for part in parts:
                 if isinstance(part, str):
-                    words.append(json.dumps(part, ensure_ascii=False))
+                    words.append(quoted(part))
                 elif isinstance(part, Maybe):
                     words.append(f"({spell(part.parts)})?")
                 elif isinstance(part, Choice):
@@ -76,7 +78,7 @@ class AnswerForm:
 
         start = spell(self.parts)
         limit = "" if self.prose_tokens is None else f"[max_tokens={self.prose_tokens}]"
-        choices = [f"{name}: {' | '.join(map(json.dumps, options))}" for options, name in terminals.items()]
+        choices = [f"{name}: {' | '.join(map(quoted, options))}" for options, name in terminals.items()]
         return "\n".join([f"start: {start}", f"prose{limit}: PROSE", "PROSE: /[^\\n]+/", *choices])
 
     def regex(self) -> str:

@@ -97,10 +97,6 @@ def _exact(value: float) -> Decimal:
     return Decimal(repr(value))
 
 
-SCORE_RANGE = (Scale().low, Scale().high)
-"""Range of the scores of a rubric that has no scale of its own."""
-
-
 @dataclass(frozen=True)
 class Unscored:
     """A score that could not be had, and why. Falsy, and no arithmetic is defined on it."""

@@ -95,11 +95,9 @@ class Breaker:
 
     async def pause(self, seconds: float) -> None:
         """Wait, but no longer than until the breaker opens."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.opened.wait()
-        except TimeoutError:
-            pass
 
 
 @dataclass

@@ -134,9 +134,9 @@ class SanityGate:
         black = [replace(request, image=Image.new("RGB", request.image.size)) for request in matched]
         rewards = score([*matched, *shuffled, *black])
         totals = rewards.total.detach().cpu().double().reshape(3, len(matched))
-        means = [float(row.nanmean()) for row in totals]
+        own, others, nothing = (float(row.nanmean()) for row in totals)
         scored = [int((~row.isnan()).sum()) for row in totals]
-        report = SanityReport(*means, (scored[0], scored[1], scored[2]), len(matched))  # type: ignore[call-arg, arg-type]
+        report = SanityReport(own, others, nothing, (scored[0], scored[1], scored[2]), len(matched))
         faults = []
         for other, words in ((totals[1], "with another request than their own"), (totals[2], "where they are black")):
             fault = self._fault(totals[0] - other, words)
