@@ -32,7 +32,8 @@ from rationalrewards.components.chat import ChatReply, ChatRequest, OpenAIChat, 
 from rationalrewards.components.critic import Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.critique.grammar import REFINEMENT_HEADING
-from rationalrewards.components.records import Preference, open_picture, read_jsonl
+from rationalrewards.components.pictures import open_picture
+from rationalrewards.components.records import Preference, read_jsonl
 from rationalrewards.components.shapes import judge
 from rationalrewards.components.shapes.phrases import Asked
 

@@ -21,7 +21,8 @@ from rationalrewards.components.chat import TransformersChat
 from rationalrewards.components.critic import Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.generation import FlowGenerator
-from rationalrewards.components.records import PromptRecord, open_picture, read_jsonl
+from rationalrewards.components.pictures import open_picture
+from rationalrewards.components.records import PromptRecord, read_jsonl
 from rationalrewards.components.rewards import critique_rewards
 from rationalrewards.components.rewards.advantages import within_group_correlation
 from rationalrewards.components.shapes.tiny_generator import PIPELINE_KWARGS, SOURCE_SIZE

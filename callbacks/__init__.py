@@ -1,8 +1,9 @@
 """Callbacks: they write."""
 
-from .export import AdapterEMA, AdapterExport, CriticExport
+from .export import AdapterEMA, AdapterExport, CriticExport, RationaleExport
 from .guard import ResolutionGuard
 from .mlflow import MLflowArtifacts, MLflowParent, MLflowSaveConfig, MLflowSystemMetrics, parent_run
+from .parrot import RationaleProgress, RationaleReport
 from .rewards import RewardLogging, read_history
 from .writers import EvaluationWriter, RationaleWriter, RefinementWriter
 
@@ -15,6 +16,9 @@ __all__ = [
     "MLflowParent",
     "MLflowSaveConfig",
     "MLflowSystemMetrics",
+    "RationaleExport",
+    "RationaleProgress",
+    "RationaleReport",
     "RationaleWriter",
     "RefinementWriter",
     "ResolutionGuard",

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from rationalrewards.components.conversations import KINDS, Kind
 from rationalrewards.components.generation import policies
+from rationalrewards.components.parrot.card import FORMS, Form
+from rationalrewards.components.parrot.export import export
+from rationalrewards.components.records import Rationale, read_jsonl
 from torch import Tensor
 
-from .writers import writable_folder
+from .writers import RationaleWriter, writable_folder
 
 
 class CriticExport(Callback):
@@ -30,6 +38,59 @@ class CriticExport(Callback):
         """Write the folder: every process takes part, since it may hold the weights of its share only."""
         pl_module.export(self.output_dir)  # type: ignore[operator]
         trainer.strategy.barrier("critic exported")
+
+
+class RationaleExport(Callback):
+    """Exports the rationales of all processes at the end of ``predict``, for others to train on, with their pictures.
+
+    See :func:`rationalrewards.components.parrot.export.export`. It reads what a ``RationaleWriter`` of the same Trainer has written.
+
+    Args:
+        output_dir: Where to; another folder than the writer's.
+        to: The forms: ``"jsonl"``, ``"sharegpt"`` and ``"datasets"``.
+        kinds: The rows of conversations: ``"point"`` and ``"pair"``.
+
+    Raises:
+        ValueError: If there is no such form or kind.
+    """
+
+    def __init__(self, output_dir: str, to: Sequence[Form] = FORMS, kinds: Sequence[Kind] = KINDS) -> None:
+        for name, given, known in (("to", to, FORMS), ("kinds", kinds, KINDS)):
+            if not given or isinstance(given, str) or not set(given) <= set(known):
+                raise ValueError(f"{name} must be a list of one or more of {', '.join(known)}, got {given!r}")
+        self.output_dir = output_dir
+        self.to = tuple(to)
+        self.kinds = tuple(kinds)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out now, not after rationalizing, whether there will be something to export and where it can go.
+
+        Raises:
+            ValueError: If no ``RationaleWriter`` writes, or it writes to the same folder.
+        """
+        if self._written(trainer).parent.resolve() == Path(self.output_dir).resolve():
+            raise ValueError(
+                f"RationaleExport would replace what RationaleWriter leaves in {self.output_dir}; set another output_dir"
+            )
+        writable_folder(self.output_dir)
+
+    def _written(self, trainer: Trainer) -> Path:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RationaleWriter):
+                return Path(callback.output_dir) / "rationales.jsonl"
+        raise ValueError("RationaleExport exports what a RationaleWriter writes; add one to the callbacks")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Export: by then the writer is done, wherever it stands among the callbacks. Not called after an error."""
+        if stage != TrainerFn.PREDICTING or not trainer.is_global_zero:
+            return
+        path = self._written(trainer)
+        rationales = read_jsonl(path, Rationale)
+        if not rationales:
+            rank_zero_warn(f"{path} holds no rationales, so that nothing is exported; see the ledger beside it for the reasons")
+            return
+        report = export(rationales, pl_module.format, self.output_dir, self.to, self.kinds)  # type: ignore[arg-type]
+        rank_zero_info(f"{self.output_dir}: {report}")
 
 
 class AdapterExport(Callback):

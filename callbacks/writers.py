@@ -10,7 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rationalrewards.components.pages import gallery_page
-from rationalrewards.components.parrot import Ledger, Outcome, summarise
+from rationalrewards.components.parrot import Ledger, merged, read_ledgers, write_rationales
+from rationalrewards.components.parrot.audit import summarise
 from rationalrewards.components.records import (
     Candidate,
     Refinement,
@@ -41,10 +42,10 @@ def writable_folder(path: str | Path) -> Path:
 
 
 class RationaleWriter(Callback):
-    """Writes ``rationales.jsonl``, ``ledger.jsonl`` and ``summary.json``; a killed run goes on where it was.
+    """Keeps ``ledger.db`` while rationales are made, and writes ``rationales.jsonl`` and ``summary.json`` from it at the end.
 
-    Every process keeps files of its own (``*.rank1.jsonl`` and so on) and reads those of all; the first one merges the
-    rationales at the end.
+    The ledger is all there is to a run: killed at any instant and started again, it goes on where it was. Every process keeps one of
+    its own (``ledger.rank1.db`` and so on) and reads those of all.
 
     Args:
         output_dir: Where to.
@@ -53,80 +54,31 @@ class RationaleWriter(Callback):
     def __init__(self, output_dir: str) -> None:
         self.output_dir = output_dir
         self._ledger: Ledger | None = None
-        self._written: set[str] = set()
-
-    def _path(self, name: str, rank: int) -> Path:
-        return Path(self.output_dir) / (f"{name}.jsonl" if rank == 0 else f"{name}.rank{rank}.jsonl")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the ledger and hand it to the module."""
         folder = writable_folder(self.output_dir)
-        own = self._path("ledger", trainer.global_rank)
-        others = [path for path in sorted(folder.glob("ledger*.jsonl")) if path != own]
-        self._ledger = Ledger(own, others)
+        own = folder / ("ledger.db" if trainer.global_rank == 0 else f"ledger.rank{trainer.global_rank}.db")
+        self._ledger = Ledger(own, [path for path in sorted(folder.glob("ledger*.db")) if path != own])
         pl_module.ledger = self._ledger  # type: ignore[assignment]
-        self._written = {
-            json.loads(line)["pair"]["id"] for path in folder.glob("rationales*.jsonl") for line in _whole_lines(path)
-        }
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Sequence[Outcome],
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Append what survived, then what became of every pair."""
-        assert self._ledger is not None
-        path = self._path("rationales", trainer.global_rank)
-        with path.open("a", encoding="utf-8") as file:
-            for outcome in outputs:
-                if outcome.rationale is not None and outcome.pair.id not in self._written:
-                    record = relative_to(outcome.rationale, path.parent)
-                    file.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
-                    self._written.add(outcome.pair.id)
-        for outcome in outputs:
-            self._ledger.close_pair(outcome.pair.id, outcome.as_json())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Merge the ranks' files and write the counts."""
+        """Write the rationales of all processes and the counts."""
         assert self._ledger is not None
         self._ledger.close()
-        trainer.strategy.barrier("rationales written")
+        trainer.strategy.barrier("pairs closed")
         if not trainer.is_global_zero:
             return
         folder = Path(self.output_dir)
-        main = self._path("rationales", 0)
-        parts = [path for path in sorted(folder.glob("rationales.rank*.jsonl")) if path != main]
-        if parts:
-            lines = [line for path in (main, *parts) for line in _whole_lines(path)]
-            unique = {json.loads(line)["pair"]["id"]: line for line in lines}
-            merged = main.with_suffix(".part")
-            merged.write_text("".join(line + "\n" for line in unique.values()), encoding="utf-8")
-            merged.replace(main)
-            for path in parts:
-                path.unlink()
-        main.touch()
-        merged_ledger = Ledger(None, sorted(folder.glob("ledger*.jsonl")))
-        (folder / "summary.json").write_text(json.dumps(summarise(merged_ledger.outcomes.values()), indent=2))
+        with read_ledgers(folder) as ledgers:
+            write_rationales(ledgers, folder / "rationales.jsonl")
+            summary = summarise(merged(ledgers))
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Release the ledger."""
         if self._ledger is not None:
             self._ledger.close()
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Lines that are whole JSON objects; a line that a kill cut off is dropped from the file first."""
-    if not path.is_file():
-        return []
-    content = path.read_text(encoding="utf-8")
-    if content and not content.endswith("\n"):
-        content = content[: content.rfind("\n") + 1]
-        path.write_text(content, encoding="utf-8")
-    return content.splitlines()
 
 
 class RefinementWriter(Callback):

@@ -1,7 +1,8 @@
 """The record types that every stage reads and writes: the same in memory, in a batch and on disk.
 
-All are frozen dataclasses that go to JSON and back. Pictures are held as file paths; a path in a file may be relative to that
-file. What could not be scored is :class:`Unscored`, a type of its own, never a number.
+All are frozen dataclasses that go to JSON and back. Pictures are held as paths, which may lead into an archive
+(:mod:`rationalrewards.components.pictures`); a path in a file may be relative to that file. What could not be scored is
+:class:`Unscored`, a type of its own, never a number.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from .pictures import open_picture, picture_digest
 
 Task = Literal["t2i", "edit"]
 TASKS: tuple[Task, ...] = ("t2i", "edit")
@@ -308,6 +311,11 @@ class Preference:
         """Identity of (prompt, source pictures); see :func:`group_id`."""
         return group_id(self.prompt, self.sources)
 
+    @property
+    def dataset(self) -> str:
+        """The data set that the pair comes from: :attr:`origin` up to its first comma; empty where nothing is known."""
+        return self.origin.partition(",")[0].strip()
+
 
 @dataclass(frozen=True)
 class PromptRecord:
@@ -384,12 +392,6 @@ def _check_task(task: str, prompt: str, sources: Sequence[str]) -> None:
         raise ValueError("an edit needs source pictures" if task == "edit" else "a text-to-image request has no source pictures")
 
 
-def picture_digest(path: str | Path) -> str:
-    """SHA-256 of a picture's RGB pixels, so that a copy or a re-encoding without loss is the same picture."""
-    image = open_picture(path)
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-
-
 def group_id(prompt: str, sources: Sequence[str]) -> str:
     """Identity of a group: one (prompt, source pictures). Equal prompts on different sources are different groups.
 
@@ -400,23 +402,6 @@ def group_id(prompt: str, sources: Sequence[str]) -> str:
     for source in sources:
         digest.update(bytes.fromhex(picture_digest(source)))
     return digest.hexdigest()[:16]
-
-
-def open_picture(path: str | Path) -> Image.Image:
-    """Read a picture as RGB, all of it, the way up that its EXIF data say (as every viewer shows it).
-
-    Raises:
-        ValueError: If the file is missing, not a picture or cut off; the message names it.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"picture {path} does not exist; put it there or correct its path") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"picture {path} cannot be read ({error}): the file is cut off or not a picture; replace it or take its row out"
-        ) from error
 
 
 def located(record: R, path: str | Path, number: int) -> R:

@@ -1,8 +1,22 @@
 """Lightning data modules: they read, nothing else."""
 
+from rationalrewards.components.conversations import SupervisedRow
+
 from .batches import Batch
 from .preferences import PreferenceDataModule
 from .prompts import PromptDataModule, RolloutBatch
-from .rationales import RationaleDataModule, SupervisedRow
+from .rationales import RationaleDataModule
+from .readers import PreferenceSet, PromptSet
+from .splits import Fold
 
-__all__ = ["Batch", "PreferenceDataModule", "PromptDataModule", "RationaleDataModule", "RolloutBatch", "SupervisedRow"]
+__all__ = [
+    "Batch",
+    "Fold",
+    "PreferenceDataModule",
+    "PreferenceSet",
+    "PromptDataModule",
+    "PromptSet",
+    "RationaleDataModule",
+    "RolloutBatch",
+    "SupervisedRow",
+]

@@ -13,7 +13,7 @@ from rationalrewards.components.records import PromptRecord
 from torch.utils.data import DataLoader
 
 from .batches import Batch, BatchPlan, PlannedLoader
-from .readers import read_prompts
+from .readers import PromptSet, read_prompts
 
 
 class RolloutBatch(Batch[PromptRecord]):
@@ -41,9 +41,9 @@ class PromptDataModule(LightningDataModule):
     A group is one (request, source pictures) with ``group_size`` pictures; whole groups stay on one rank.
 
     Args:
-        train: File of requests for RL, as ``read_prompts`` reads them.
-        val: File of fixed requests for validation.
-        predict: File of requests for refinement.
+        train: Requests for RL: a file, as ``read_prompts`` reads it, or a public set.
+        val: Fixed requests for validation, likewise.
+        predict: Requests for refinement, likewise.
         groups_per_epoch: Groups in one rollout round, over all ranks.
         group_size: Pictures per group.
         batch_size: Pictures per pipeline call and training step: a multiple or a divisor of ``group_size``. Edits need at most
@@ -56,9 +56,9 @@ class PromptDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: str | None = None,
-        val: str | None = None,
-        predict: str | None = None,
+        train: str | PromptSet | None = None,
+        val: str | PromptSet | None = None,
+        predict: str | PromptSet | None = None,
         groups_per_epoch: int = 64,
         group_size: int = 8,
         batch_size: int = 8,
@@ -96,8 +96,8 @@ class PromptDataModule(LightningDataModule):
         if stage != "fit" or self.prompts:
             return
         if self.train_path is None:
-            raise ValueError("give `data.train`: a file of requests for RL")
-        self.prompts = read_prompts(Path(self.train_path))
+            raise ValueError("give `data.train`: a file of requests for RL, or a public set")
+        self.prompts = _requests(self.train_path)
         if len(self.prompts) < self.groups_per_epoch:
             raise ValueError(
                 f"{self.train_path} has {len(self.prompts)} requests, fewer than groups_per_epoch = {self.groups_per_epoch}"
@@ -142,10 +142,10 @@ class PromptDataModule(LightningDataModule):
 
         return PlannedLoader(BatchPlan(self.batches, count), lambda batch: batch)
 
-    def _plain(self, path: str | None, name: str) -> DataLoader[Any]:
+    def _plain(self, path: str | PromptSet | None, name: str) -> DataLoader[Any]:
         if path is None:
             raise ValueError(f"give `data.{name}`: a file of requests")
-        records = read_prompts(Path(path))[: self.limit]
+        records = _requests(path)[: self.limit]
         return DataLoader(records, batch_size=self.eval_batch_size, collate_fn=Batch)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -155,3 +155,7 @@ class PromptDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Requests to refine."""
         return self._plain(self.predict_path, "predict")
+
+
+def _requests(source: str | PromptSet) -> list[PromptRecord]:
+    return list(source.read()) if isinstance(source, PromptSet) else read_prompts(Path(source))

@@ -2,81 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
-from rationalrewards.components.critique import CritiqueFormat, swap_pair
+from rationalrewards.components.conversations import (
+    Conversation,
+    Kind,
+    SupervisedRow,
+    Wording,
+    check_data_fingerprint,
+    check_written_in,
+    is_conversation,
+    read_conversations,
+    recognised,
+    supervised_rows,
+)
+from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.critique.formats import Message
 from rationalrewards.components.generation.noise import seed_for
-from rationalrewards.components.records import Preference, Rationale, Task, open_pictures, read_jsonl
+from rationalrewards.components.records import Preference, Rationale, Task, Unscored, read_jsonl
 from torch.utils.data import DataLoader
 
 from .batches import Batch, BatchPlan, PlannedLoader, length_grouped
 from .readers import read_preferences
 
-
-@dataclass(frozen=True)
-class SupervisedRow:
-    """One thing for a student to learn: a request, and the critique it should answer with.
-
-    Args:
-        kind: ``"pair"`` or ``"point"``.
-        rationale: Where it comes from.
-        index: For a pair: 0 the pair's own order, 1 swapped. For a point: which picture.
-    """
-
-    kind: Literal["pair", "point"]
-    rationale: Rationale
-    index: int
-
-    def load(self, format: CritiqueFormat) -> tuple[list[Message], str]:
-        """``(messages, answer)``; reads the pictures."""
-        pair = self.rationale.pair
-        sources = open_pictures(pair, pair.sources)
-        if self.kind == "point":
-            (image,) = open_pictures(pair, [pair.candidates[self.index]])
-            messages = format.pointwise_messages(pair.task, pair.prompt, sources, image)
-            return messages, self.rationale.point_texts[self.index]
-        first, second = open_pictures(pair, pair.candidates)
-        critique = format.parse_pair(self.rationale.pair_text, pair.task)
-        if self.index:
-            first, second, critique = second, first, swap_pair(critique)
-        return format.pairwise_messages(pair.task, pair.prompt, sources, (first, second)), format.render_pair(critique, pair.task)
-
-    @property
-    def length(self) -> float:
-        """Estimated length in characters, a picture counting as 100; only its order matters."""
-        text = self.rationale.pair_text if self.kind == "pair" else self.rationale.point_texts[self.index]
-        pictures = len(self.rationale.pair.sources) + (2 if self.kind == "pair" else 1)
-        return len(text) + 100.0 * pictures
+Row = SupervisedRow | Conversation
 
 
 class RationaleDataModule(LightningDataModule):
     """Pointwise and pairwise rows (both orders) of rationales, in batches of similar length.
 
+    Files may hold rationales or conversations. Rationales are ``rationales.jsonl`` of PARROT. Conversations are rows of sharegpt with
+    OpenAI's tags, as JSON, JSON lines or parquet: what :func:`rationalrewards.components.parrot.export.export` writes, and others'
+    (RationalRewards-SFTData of TIGER-Lab). They are learnt in their own words. Of a folder its ``rationales.jsonl`` is read or, without
+    one, the parquet files in it. Where the fingerprint of a format lies beside conversations, it is checked; else every answer must be one
+    that ``format`` can read, and rows whose answer is not are left out with a warning.
+
     Args:
-        train: ``rationales.jsonl`` to learn from.
+        train: What to learn from: a file or folder, or several.
         format: The student's format, which must be the one that the rationales were written in; the default rubric if omitted.
-        val: Rationales for the teacher-forced validation loss.
+        val: Likewise, for the teacher-forced validation loss.
         val_preferences: Preference pairs for the generated pair accuracy in validation.
         batch_size: Rows per batch.
         pairwise: Whether pairwise rows are used.
         pointwise: Whether pointwise rows are used.
-        both_orders: Whether every pair appears in both orders.
+        both_orders: Whether every pair appears in both orders. Conversations of others do not say which is which and stay.
         pairwise_share: Share of the pairs that give pairwise rows, which are long; all give pointwise rows.
-        limit_val: Take only the first so many pairs of each validation file.
+        limit_val: Take only the first so many pairs of each validation file; of others' conversations, so many rows.
+        pictures_root: Folder that relative names of pictures in JSON conversations start from; that of the file if omitted.
         num_workers: Worker processes that read pictures.
         seed: Seed of the batches.
     """
 
     def __init__(
         self,
-        train: str,
+        train: str | list[str],
         format: CritiqueFormat | None = None,
-        val: str | None = None,
+        val: str | list[str] | None = None,
         val_preferences: str | None = None,
         batch_size: int = 16,
         pairwise: bool = True,
@@ -84,15 +70,16 @@ class RationaleDataModule(LightningDataModule):
         both_orders: bool = True,
         pairwise_share: float = 1.0,
         limit_val: int | None = None,
+        pictures_root: str | None = None,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not (pairwise or pointwise):
             raise ValueError("both pairwise and pointwise are off: there is nothing to learn from")
-        self.train_path = train
+        self.train_paths = [train] if isinstance(train, str) else list(train)
         self.format = format or CritiqueFormat()
-        self.val_path = val
+        self.val_paths = [val] if isinstance(val, str) else list(val or ())
         self.val_preferences_path = val_preferences
         self.batch_size = batch_size
         self.pairwise = pairwise
@@ -100,52 +87,100 @@ class RationaleDataModule(LightningDataModule):
         self.both_orders = both_orders
         self.pairwise_share = pairwise_share
         self.limit_val = limit_val
+        self.pictures_root = pictures_root
         self.num_workers = num_workers
         self.seed = seed
-        self.rows: list[SupervisedRow] = []
-        self.val_rows: list[SupervisedRow] = []
+        self.rows: list[Row] = []
+        self.val_rows: list[Row] = []
         self.val_preferences: list[Preference] = []
 
     def setup(self, stage: str) -> None:
         """Read the files and check that they follow the student's format.
 
         Raises:
-            ValueError: If a rationale was written in another format, or the format's template has no wording for what is asked for.
+            ValueError: If a file was written in another format, no row of a file can be used, or the format's template has no wording for
+                what is asked for.
         """
         if self.rows:
             return
-        self.rows = self._expand(self.train_path)
-        if self.val_path is not None:
-            self.val_rows = self._expand(self.val_path, self.limit_val)
+        self.rows = [row for path in self.train_paths for row in self._expand(path)]
+        self.val_rows = [row for path in self.val_paths for row in self._expand(path, self.limit_val)]
         if self.val_preferences_path is not None:
             self.val_preferences = read_preferences(self.val_preferences_path)[: self.limit_val]
             self._check_wording(self.val_preferences_path, "point", {pair.task for pair in self.val_preferences})
 
-    def _expand(self, path: str, limit: int | None = None) -> list[SupervisedRow]:
-        rationales = read_jsonl(Path(path), Rationale)[:limit]
-        rows: list[SupervisedRow] = []
+    def _expand(self, path: str, limit: int | None = None) -> list[Row]:
+        files = _files(Path(path))
+        return self._conversations(path, files, limit) if is_conversation(files[0]) else self._rationales(files[0], limit)
+
+    def _rationales(self, path: Path, limit: int | None) -> list[Row]:
+        rationales = read_jsonl(path, Rationale)[:limit]
+        rows: list[Row] = []
         fingerprint = self.format.fingerprint
         for number, rationale in enumerate(rationales, start=1):
-            if rationale.format != fingerprint:
-                template = "" if self.format.template is None else f" with template {self.format.template!r}"
-                raise ValueError(
-                    f"{path}, row {number}: written in format {rationale.format}, but the student learns {self.format.rubric!r}"
-                    f"{template} ({fingerprint}); set `format` to the one it was written in, or rationalize again"
-                )
-            if self.pointwise:
-                rows += [SupervisedRow("point", rationale, index) for index in (0, 1)]
-            if self.pairwise and seed_for(self.seed, "pairwise", rationale.pair.id) % 10**6 < self.pairwise_share * 10**6:
-                rows += [SupervisedRow("pair", rationale, index) for index in ((0, 1) if self.both_orders else (0,))]
+            check_written_in(rationale, self.format, fingerprint, f"{path}, row {number}")
+            kinds: list[Kind] = ["point"] if self.pointwise else []
+            kinds += ["pair"] if self.pairwise and self._shares(rationale.pair.id) else []
+            rows += supervised_rows(rationale, kinds, self.both_orders)
         if not rows:
             raise ValueError(f"{path}: no rationales; did every pair fall out? See the ledger beside it for the reasons")
         tasks = {rationale.pair.task for rationale in rationales}
         if self.pointwise:
-            self._check_wording(path, "point", tasks)
+            self._check_wording(str(path), "point", tasks)
         if self.pairwise and self.pairwise_share > 0:
-            self._check_wording(path, "pair", tasks)
+            self._check_wording(str(path), "pair", tasks)
         return rows
 
-    def _check_wording(self, path: str, kind: Literal["pair", "point"], tasks: set[Task]) -> None:
+    def _shares(self, pair: str) -> bool:
+        return seed_for(self.seed, "pairwise", pair) % 10**6 < self.pairwise_share * 10**6
+
+    def _conversations(self, path: str, files: Sequence[Path], limit: int | None) -> list[Row]:
+        rows: list[Row] = []
+        pairs: set[str] = set()
+        unread: list[str] = []
+        read = strange = 0
+        wording, fingerprint = Wording(self.format), self.format.fingerprint
+        for file in files:
+            same = check_data_fingerprint(file, self.format, fingerprint)
+            for row in read_conversations(file, self.pictures_root):
+                pairs.add(row.pair)
+                if limit is not None and len(pairs) > limit:
+                    break
+                read += 1
+                if row.kind is None or not same:
+                    found = recognised(row, self.format)
+                    if isinstance(found, Unscored):
+                        unread.append(f"{row.where}: {found.reason}")
+                        continue
+                    row = found
+                    strange += not wording.asks(row)
+                if self._wants(row):
+                    rows.append(row)
+        if read and len(unread) == read:
+            raise ValueError(
+                f"{path}: no answer is one that the student's format ({self.format.rubric!r}) can read; is it for another rubric? "
+                f"{unread[0]}"
+            )
+        if not rows:
+            raise ValueError(f"{path}: none of {read} conversations are of the kinds that are asked for")
+        if unread:
+            rank_zero_warn(
+                f"{path}: {len(unread)} of {read} conversations are left out, as their answers cannot be read; {unread[0]}"
+            )
+        if strange:
+            rank_zero_warn(
+                f"{path}: {strange} of {read - len(unread)} conversations ask in other words than format {self.format.rubric!r}, in which "
+                "the critic will be asked; give their words as the format's `template`"
+            )
+        rows[0].load(self.format)  # pictures that are not there are missed now, and not in the first epoch
+        return rows
+
+    def _wants(self, row: Conversation) -> bool:
+        if row.kind == "point":
+            return self.pointwise
+        return self.pairwise and (self.both_orders or not row.index) and self._shares(row.pair)
+
+    def _check_wording(self, path: str, kind: Kind, tasks: set[Task]) -> None:
         """Ask once, of a blank picture: a section that a template lacks is found now and not in the middle of an epoch."""
         blank = Image.new("RGB", (1, 1))
         for task in sorted(tasks):
@@ -158,14 +193,14 @@ class RationaleDataModule(LightningDataModule):
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
 
-    def _fetch(self, rows: list[SupervisedRow]) -> list[tuple[list[Message], str]]:
+    def _fetch(self, rows: list[Row]) -> list[tuple[list[Message], str]]:
         return [row.load(self.format) for row in rows]
 
     def train_dataloader(self) -> PlannedLoader:
         """Batches of ``(messages, answer)``; every rank gets its own, equally many."""
         lengths = [row.length for row in self.rows]
 
-        def plan(epoch: int, rank: int, processes: int) -> list[list[SupervisedRow]]:
+        def plan(epoch: int, rank: int, processes: int) -> list[list[Row]]:
             batches = length_grouped(lengths, self.batch_size, self.seed, epoch)
             usable = len(batches) // processes * processes
             return [[self.rows[i] for i in batch] for batch in batches[rank:usable:processes]]
@@ -184,3 +219,15 @@ class RationaleDataModule(LightningDataModule):
         )
         pairs: DataLoader[Any] = DataLoader(self.val_preferences, batch_size=self.batch_size, collate_fn=Batch)  # type: ignore[arg-type]
         return [rows, pairs]
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a path: itself, or what is read of a folder."""
+    if not path.is_dir():
+        return [path]
+    if (path / "rationales.jsonl").is_file():
+        return [path / "rationales.jsonl"]
+    found = sorted(path.glob("data/*.parquet")) or sorted(path.glob("*.parquet"))
+    if not found:
+        raise ValueError(f"{path} has neither a rationales.jsonl nor parquet files; give the path of a file")
+    return found

@@ -26,8 +26,8 @@ class RewardEvaluationModule(RewardsModule):
     """Accuracy on decided pairs: every pair that could not be judged counts as wrong.
 
     Give either ``reward`` (each picture is scored alone and the totals are compared) or ``judge`` (both pictures are shown
-    together, in both orders). Every pair counts once, also on several processes, where Lightning's sampler gives some pairs to two of
-    them; each process then has all judgements in ``rows``, in the order of the pairs.
+    together, in both orders). Every pair counts once, also on several processes, where the sampler that Lightning puts into a plain
+    ``DataLoader`` gives some pairs to two of them; each process then has all judgements in ``rows``, in the order of the pairs.
 
     Args:
         reward: Any reward model.
@@ -121,7 +121,7 @@ class RewardEvaluationModule(RewardsModule):
 
 
 def _of_all_processes(judged: list[_Judgement]) -> list[_Judgement]:
-    """Every process's judgements; in turn, as Lightning's sampler deals out the pairs, which puts them back into their order."""
+    """Every process's judgements; in turn, as the pairs were dealt out, which puts them back into their order."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return judged
     gathered: list[Any] = [None] * torch.distributed.get_world_size()

@@ -42,6 +42,8 @@ SET_BY_LIBRARIES = {
     *("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"),
     # the accelerator that DeepSpeed settled on, and pytest's own
     *("DS_ACCELERATOR", "PYTEST_CURRENT_TEST"),
+    # threadpoolctl, when `datasets` loads a set
+    "KMP_DUPLICATE_LIB_OK",
     # Lightning, when it looks for GPUs
     "PYTORCH_NVML_BASED_CUDA_CHECK",
 }

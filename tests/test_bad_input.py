@@ -78,7 +78,10 @@ def cut(path: Path) -> None:
 
 
 def by_rationalize(path: Path) -> None:
-    rationalize(read_preferences(path), ShapesTeacher(), CritiqueFormat("shapes"), ParrotOptions(), Ledger())
+    """A bad picture costs its pair alone: the reason is on file, and told here."""
+    for outcome in rationalize(read_preferences(path), ShapesTeacher(), CritiqueFormat("shapes"), ParrotOptions(), Ledger()):
+        if outcome.stage == "screen" and not outcome.kept:
+            raise ValueError(outcome.reason)
 
 
 def by_evaluate(path: Path) -> None:
@@ -223,7 +226,7 @@ def test_a_line_that_is_no_json_is_named(kind: str, tmp_path: Path) -> None:
         READERS[kind](path)
     assert str(path) in str(caught.value)
     # a file that is one JSON list counts its own lines
-    (tmp_path / "rows.json").write_text("[\n  {},\n  {]\n", encoding="utf-8")
+    (tmp_path / "rows.json").write_text(f"[\n  {json.dumps(good)},\n  {{]\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"rows\.json, line 3: not JSON"):
         READERS[kind](tmp_path / "rows.json")
 

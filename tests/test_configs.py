@@ -15,9 +15,10 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
-from rationalrewards.components.chat import OpenAIChat, TransformersChat
+from rationalrewards.components.chat import ChatRequest, OpenAIChat, TransformersChat
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.generation import FlowGenerator, policies
+from rationalrewards.components.parrot.estimate import Load, planned_calls
 from rationalrewards.components.rewards import CritiqueReward
 from rationalrewards.lightning_modules import RefineLoop, RewardEvaluationModule, RewardRLModule
 from support import OWN_WORDING, ROOT
@@ -350,6 +351,58 @@ def test_qwen_image_edit_gets_one_picture_a_call(build: Build) -> None:
     assert rl.datamodule.batch_size == rl.datamodule.eval_batch_size == 1
     arms = build("predict", "-c", CONFIGS / "refine" / "qwen_image_edit_2509.yaml").cli.model.arms
     assert not {"best_of_n", "blind_rewrite"} & set(arms)
+
+
+PAID = {
+    # what its pictures of 1024 x 1024 take, and what it may think about a call, in tokens, as the file has it; then what is sent
+    "openai_api": (
+        1229,
+        0,
+        {"max_completion_tokens": 4096, "temperature": 0.7, "reasoning_effort": "none"},
+        {"max_tokens", "seed"},
+    ),
+    "gemini_api": (1120, 500, {"max_tokens": 8192, "reasoning_effort": "low"}, {"seed", "temperature"}),
+}
+
+
+def test_every_recipe_with_a_price_is_looked_at() -> None:
+    priced = {path.stem for path in RECIPES if "price:" in path.read_text(encoding="utf-8")}
+    assert priced == set(PAID)
+
+
+@pytest.mark.parametrize("recipe", PAID)
+def test_a_paid_api_is_sent_what_it_takes(recipe: str, build: Build) -> None:
+    _, _, sent, refused = PAID[recipe]
+    model = build("predict", "-c", CONFIGS / "rationalize" / f"{recipe}.yaml").cli.model
+    teacher, options = model.teacher, model.options
+    request = ChatRequest([{"role": "user", "content": []}], options.max_tokens, options.temperature, seed=7)
+    body = teacher._body(request)
+    body |= body.pop("extra_body")
+    assert {key: body.get(key) for key in sent} == sent
+    assert not refused & set(body)
+    assert teacher.api_key_env.endswith("_API_KEY") and teacher.max_pixels == 1024 * 1024
+
+
+@pytest.mark.parametrize("recipe", PAID)
+def test_the_cost_that_a_recipe_tells_follows_from_its_options_and_price(recipe: str, build: Build) -> None:
+    picture, thinking, _, _ = PAID[recipe]
+    path = CONFIGS / "rationalize" / f"{recipe}.yaml"
+    told = " ".join(line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines())
+    model = build("predict", "-c", path).cli.model
+    assert re.search(r"\b20\d\d\b", model.price.stated) and "check" in model.price.stated
+    # tokens of text of a request and of an answer, as the file has them; the audit's are too few to count
+    text = {"anchor": (450, 900), "check": (800, 10), "project": (1350, 600), "refine": (700, 250), "audit": (0, 0)}
+    assert "450 anchor, 800 check, 1,350 project, 700 refine" in told
+    assert "900 anchor, 10 check, 600 project, 250 refine" in told
+    for sources in (0, 1):
+        plan = planned_calls(Load.of_size(1000, model.options, sources), model.options)
+        pictures = sum(plan.expected_images.values())
+        prompt, answer = pictures * picture, sum(plan.expected_calls.values()) * thinking
+        for stage, calls in plan.expected_calls.items():
+            asked, written = text[stage.removeprefix("control-")]
+            prompt, answer = prompt + calls * asked, answer + calls * written
+        assert f"{pictures:,.0f}" in told
+        assert f"about {model.price.of(round(prompt), round(answer)):.0f} USD" in told
 
 
 def test_both_ways_of_evaluating_are_there(build: Build) -> None:

@@ -108,14 +108,14 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
     assert 1 <= torch.load(checkpoint)["global_step"] < SIZES["rl-updates"]
     finished = {stage: (out / stage / "done.json").stat().st_mtime_ns for stage in STAGES[:4]}
     assert not (out / "rl" / "done.json").exists()
-    asked = (out / "rationalize" / "ledger.jsonl").read_bytes()
+    asked = (out / "rationalize" / "ledger.db").read_bytes()
 
     second = run_python(command(out), timeout=900)
     assert second.returncode == 0, second.stderr[-4000:]
     for number, stage in enumerate(STAGES, start=1):
         assert (f"[{number}/6] {stage}: done before" in second.stdout) == (stage in finished)
     assert {stage: (out / stage / "done.json").stat().st_mtime_ns for stage in finished} == finished
-    assert (out / "rationalize" / "ledger.jsonl").read_bytes() == asked
+    assert (out / "rationalize" / "ledger.db").read_bytes() == asked
     # the interrupted stage went on: each round is there once
     assert [line["epoch"] for line in read_history(out / "rl" / "history.jsonl")] == list(range(SIZES["rl-updates"]))
 

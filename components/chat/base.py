@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from ..answer_form import AnswerForm
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,13 @@ class ChatModel(ABC):
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         """Answer requests, in order. A request that fails gives a reply with ``failure``; it does not raise."""
 
+    def stream(self, requests: Sequence[ChatRequest]) -> Iterator[list[tuple[int, ChatReply]]]:
+        """:meth:`complete` in parts: each time all replies that are there by then, with the numbers of their requests.
+
+        For callers who keep every answer as it comes, so that a kill loses none that was paid for. By default all come at once.
+        """
+        yield list(enumerate(self.complete(requests)))
+
     def weigh(
         self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
     ) -> list[list[Weights]]:
@@ -143,3 +152,8 @@ class ChatModel(ABC):
 
     def load(self, device: Any = None) -> None:  # noqa: B027 - optional hook
         """Load weights or connect. Called before the first request; safe to call again."""
+
+
+def in_order(parts: Iterable[Iterable[tuple[int, T]]]) -> list[T]:
+    """All that :meth:`ChatModel.stream` yields, in the order of the requests."""
+    return [item for _, item in sorted((numbered for part in parts for numbered in part), key=lambda numbered: numbered[0])]

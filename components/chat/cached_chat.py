@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .base import ChatModel, ChatReply, ChatRequest, Place, Weights
+from .base import ChatModel, ChatReply, ChatRequest, Place, Weights, in_order
 
 Found = TypeVar("Found", ChatReply, list[Weights])
 
@@ -59,8 +59,11 @@ class CachedChat(ChatModel):
         self.chat.load(device)
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        def ask(missing: Sequence[int]) -> list[ChatReply]:
-            return self.chat.complete([requests[index] for index in missing])
+        return in_order(self.stream(requests))
+
+    def stream(self, requests: Sequence[ChatRequest]) -> Iterator[list[tuple[int, ChatReply]]]:
+        def ask(missing: Sequence[int]) -> Iterator[list[tuple[int, ChatReply]]]:
+            return self.chat.stream([requests[index] for index in missing])
 
         paths = [self._path(request) for request in requests]
         return self._kept_or_asked(paths, lambda kept: ChatReply(**kept), ask, lambda reply: bool(reply.failure))
@@ -68,8 +71,9 @@ class CachedChat(ChatModel):
     def weigh(
         self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
     ) -> list[list[Weights]]:
-        def ask(missing: Sequence[int]) -> list[list[Weights]]:
-            return self.chat.weigh([requests[i] for i in missing], [answers[i] for i in missing], [places[i] for i in missing])
+        def ask(missing: Sequence[int]) -> Iterator[list[tuple[int, list[Weights]]]]:
+            of_rows = self.chat.weigh([requests[i] for i in missing], [answers[i] for i in missing], [places[i] for i in missing])
+            yield list(enumerate(of_rows))
 
         paths = [
             self._path(request, {"answer": answer, "places": [asdict(place) for place in of_row]})
@@ -79,24 +83,26 @@ class CachedChat(ChatModel):
         def failed(of_row: list[Weights]) -> bool:
             return any(weights.failure for weights in of_row)
 
-        return self._kept_or_asked(paths, lambda kept: [Weights(**weights) for weights in kept], ask, failed)
+        return in_order(self._kept_or_asked(paths, lambda kept: [Weights(**weights) for weights in kept], ask, failed))
 
     def _kept_or_asked(
         self,
         paths: Sequence[Path],
         load: Callable[[Any], Found],
-        ask: Callable[[Sequence[int]], list[Found]],
+        ask: Callable[[Sequence[int]], Iterator[list[tuple[int, Found]]]],
         failed: Callable[[Found], bool],
-    ) -> list[Found]:
-        found = [_read(path, load) for path in paths]
-        missing = [index for index, one in enumerate(found) if one is None]
+    ) -> Iterator[list[tuple[int, Found]]]:
+        kept = [_read(path, load) for path in paths]
+        missing = [index for index, one in enumerate(kept) if one is None]
         self.hits += len(paths) - len(missing)
         self.misses += len(missing)
-        for index, one in zip(missing, ask(missing) if missing or self.in_lockstep else [], strict=True):
-            found[index] = one
-            if not failed(one):
-                _write(paths[index], one)
-        return [one for one in found if one is not None]
+        yield [(index, one) for index, one in enumerate(kept) if one is not None]
+        if missing or self.in_lockstep:
+            for part in ask(missing):
+                for position, one in part:
+                    if not failed(one):
+                        _write(paths[missing[position]], one)
+                yield [(missing[position], one) for position, one in part]
 
     def _path(self, request: ChatRequest, further: Any = None) -> Path:
         if self._key is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -29,14 +30,34 @@ class EventLoop:
         """Whether it runs in this process: threads do not survive a fork."""
         return self.process == os.getpid() and self.thread.is_alive()
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run ``work`` on the loop and wait for it, from any other thread."""
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        (((_, result),),) = self.stream([work])
+        return result
+
+    def stream(self, works: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> Iterator[list[tuple[int, T]]]:
+        """Run all ``works`` on the loop at once; each time the results that are there by then, with their numbers."""
+        found: queue.SimpleQueue[tuple[int, T] | None] = queue.SimpleQueue()
+
+        async def one(index: int, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
+            found.put((index, await work()))
+
+        async def everything() -> None:
+            await asyncio.gather(*(one(index, work) for index, work in enumerate(works)))
+
+        future = asyncio.run_coroutine_threadsafe(everything(), self.loop)
+        future.add_done_callback(lambda _: found.put(None))  # also when one of them raised
         try:
-            return future.result()
-        except BaseException:  # an interrupt here must not leave requests running there
+            item = found.get()
+            while item is not None:
+                part = [item]
+                while not found.empty() and (item := found.get()) is not None:
+                    part.append(item)
+                yield part
+                item = item and found.get()
+            future.result()
+        finally:  # whoever stops listening must not leave requests running there
             future.cancel()
-            raise
 
     def _serve(self) -> None:
         try:

@@ -8,14 +8,14 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from . import event_loop
-from .base import ChatModel, ChatReply, ChatRequest, Place, Weights
+from .base import ChatModel, ChatReply, ChatRequest, Place, Weights, in_order
 from .faults import RequestError
 from .option_weights import option_weights
 from .pictures import data_url, within
@@ -23,6 +23,8 @@ from .readiness import until_ready
 from .servers import Account, Outcome, Server, Servers, tokens
 
 T = TypeVar("T")
+
+_FIELDS = ("max_tokens", "temperature", "seed", "stop")
 
 _connecting = threading.Lock()
 
@@ -47,6 +49,8 @@ class OpenAIChat(ChatModel):
         timeout: Seconds for one attempt.
         deadline: Seconds for all attempts of one request together, waits included.
         extra_body: Further fields of the request body, e.g. a server's own sampling options.
+        fields: What an API calls our fields, where it has other names, and ``null`` for one that it refuses: of ``max_tokens``,
+            ``temperature``, ``seed`` and ``stop``, e.g. ``{max_tokens: max_completion_tokens, seed: null}``.
         structured: How the servers are told the form of an answer: ``vllm`` (``structured_outputs``, from vLLM 0.10.2 on),
             ``vllm_guided`` (``guided_regex``, before 0.12), ``sglang`` (``regex``), or ``json_schema`` (``response_format``, for plain
             APIs; the JSON answer is written as the text that the form stands for). Without it, requests with a form are refused.
@@ -60,7 +64,7 @@ class OpenAIChat(ChatModel):
         top_logprobs: How many of the most probable tokens :meth:`weigh` asks for; vLLM and paid APIs give at most 20 by default.
 
     Raises:
-        ValueError: If there is no URL, or one holds a password.
+        ValueError: If there is no URL, one holds a password, or ``fields`` names another field.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class OpenAIChat(ChatModel):
         ready_timeout: float = 300.0,
         max_pixels: int | None = None,
         top_logprobs: int = 20,
+        fields: dict[str, str | None] | None = None,
     ) -> None:
         self.model = model
         self.base_url = base_url
@@ -94,6 +99,9 @@ class OpenAIChat(ChatModel):
         self.ready_timeout = ready_timeout
         self.max_pixels = max_pixels
         self.top_logprobs = top_logprobs
+        self.fields = fields or {}
+        if unknown := sorted(set(self.fields) - {*_FIELDS}):
+            raise ValueError(f"fields: {unknown[0]!r} is none of {', '.join(_FIELDS)}; further fields go into extra_body")
         if not self.urls:
             raise ValueError("base_url is empty: OpenAIChat needs the root of a server, e.g. http://localhost:8000/v1")
         if any(urlsplit(url).password for url in self.urls):
@@ -115,7 +123,9 @@ class OpenAIChat(ChatModel):
 
     @property
     def fingerprint(self) -> str:
-        settings = {"structured": self.structured, "max_pixels": self.max_pixels}
+        settings: dict[str, Any] = {"structured": self.structured, "max_pixels": self.max_pixels}
+        if self.fields:
+            settings["fields"] = self.fields
         return f"{self.identity} {json.dumps(self.extra_body, sort_keys=True)} {json.dumps(settings)}"
 
     @property
@@ -141,7 +151,7 @@ class OpenAIChat(ChatModel):
                 if isinstance(result, BaseException):
                     raise result
 
-        loop.run(probe())
+        loop.run(probe)
         self._ready = True
 
     def _connect(self) -> tuple[event_loop.EventLoop, Servers]:
@@ -165,7 +175,7 @@ class OpenAIChat(ChatModel):
         async def start() -> Servers:
             return Servers(clients, self._account, self.concurrency, self.attempts, self.timeout, self.deadline, self.breaker)
 
-        servers = loop.run(start())
+        servers = loop.run(start)
         self._loop, self._client = loop, servers
         self._leave = weakref.finalize(self, event_loop.leave, member, loop, servers.close)
         return loop, servers
@@ -177,6 +187,9 @@ class OpenAIChat(ChatModel):
         self._loop = self._client = self._leave = None
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        return in_order(self.stream(requests))
+
+    def stream(self, requests: Sequence[ChatRequest]) -> Iterator[list[tuple[int, ChatReply]]]:
         if self.structured is None and any(request.form for request in requests):
             raise ValueError(
                 "OpenAIChat cannot force answers into a form; leave out `constrained`, use TransformersChat, or tell how the "
@@ -189,7 +202,7 @@ class OpenAIChat(ChatModel):
             )
             return _finished(outcome)
 
-        return self._round([partial(one, request=request) for request in requests])
+        yield from self._round([partial(one, request=request) for request in requests])
 
     def weigh(
         self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
@@ -233,38 +246,47 @@ class OpenAIChat(ChatModel):
             except ValueError as error:
                 return Weights({}, str(error))
 
-        return self._round(
-            [
-                partial(one, request=request, answer=answer, at=at)
-                for request, answer, at in zip(requests, answers, places, strict=True)
-            ]
+        return in_order(
+            self._round(
+                [
+                    partial(one, request=request, answer=answer, at=at)
+                    for request, answer, at in zip(requests, answers, places, strict=True)
+                ]
+            )
         )
 
-    def _round(self, works: Sequence[partial[Coroutine[Any, Any, T]]]) -> list[T]:
+    def _round(self, works: Sequence[partial[Coroutine[Any, Any, T]]]) -> Iterator[list[tuple[int, T]]]:
         loop, servers = self._connect()
 
-        async def everything() -> list[T]:
+        async def begin() -> float | None:
             servers.breaker.new_round()
-            now = asyncio.get_running_loop().time()
-            end = None if self.round_deadline is None else now + self.round_deadline
-            return list(await asyncio.gather(*(work(servers, end=end) for work in works)))
+            return None if self.round_deadline is None else asyncio.get_running_loop().time() + self.round_deadline
 
-        return loop.run(everything())
+        end = loop.run(begin)
+        yield from loop.stream([partial(work, servers, end=end) for work in works])
 
     # -- what is sent --------------------------------------------------------------------------------------------------
 
     def _messages(self, request: ChatRequest) -> list[dict[str, Any]]:
         return [_message(turn, self.max_pixels) for turn in request.messages]
 
+    def _named(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings under the API's own names, without those that it refuses."""
+        named = {self.fields.get(name, name): value for name, value in settings.items()}
+        return {name: value for name, value in named.items() if name is not None}
+
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         """The arguments of one request; encodes its pictures, so off the event loop."""
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": self._messages(request),
+        settings = {
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "seed": request.seed,
             "stop": list(request.stop) or None,
+        }
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": self._messages(request),
+            **self._named(settings),
             "extra_body": self.extra_body,
         }
         if request.form is None:
@@ -272,7 +294,7 @@ class OpenAIChat(ChatModel):
         if self.structured == "json_schema":
             schema = {"name": "answer", "strict": True, "schema": request.form.schema()}
             # a stop string would leave half an object; the text is cut when it is written
-            return {**body, "response_format": {"type": "json_schema", "json_schema": schema}, "stop": None}
+            return {**body, "response_format": {"type": "json_schema", "json_schema": schema}, **self._named({"stop": None})}
         spelt: dict[Structured | None, dict[str, Any]] = {
             "vllm": {"structured_outputs": {"regex": request.form.regex()}},
             "vllm_guided": {"guided_regex": request.form.regex()},
@@ -284,8 +306,7 @@ class OpenAIChat(ChatModel):
         return {
             "model": self.model,
             "messages": [*messages, {"role": "assistant", "content": begun}],
-            "max_tokens": 1,
-            "temperature": 0.0,
+            **self._named({"max_tokens": 1, "temperature": 0.0}),
             "logprobs": True,
             "top_logprobs": self.top_logprobs,
             "extra_body": {**self.extra_body, "add_generation_prompt": False, "continue_final_message": True},

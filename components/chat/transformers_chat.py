@@ -15,7 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_manage
 
 from ..checkpoints import fingerprint, resolve
 from ..memory import explain_out_of_memory
-from .base import ChatModel, ChatReply, ChatRequest, Place, Weights
+from .base import ChatModel, ChatReply, ChatRequest, Place, Weights, in_order
 from .constraint import Constraints
 from .decoding import Row, StopStrings, common_prefix, decode, roomy_cache, share_prefix, shareable
 from .weighing import OptionTrees, weigh_trees
@@ -116,19 +116,21 @@ class TransformersChat(ChatModel):
         return self
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        return in_order(self.stream(requests))
+
+    def stream(self, requests: Sequence[ChatRequest]) -> Iterator[list[tuple[int, ChatReply]]]:
         self.load()
         # alike requests together: less padding, and answers of about one length
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].images()), len(requests[i].text())))
-        replies: dict[int, ChatReply] = {}
         lockstep = self.in_lockstep
-        with _evaluating(self.model):
-            if lockstep:  # `generate` may look at the pictures first, but FSDP wants its first forward to be the whole model's
+        if lockstep:  # `generate` may look at the pictures first, but FSDP wants its first forward to be the whole model's
+            with _evaluating(self.model):
                 self.model(input_ids=torch.full((1, 1), self.processor.tokenizer.eos_token_id, device=self.model.device))
-            for position in range(0, _most(len(order)) if lockstep else len(order), self.batch_size):
-                batch = order[position : position + self.batch_size]
-                asked = [requests[i] for i in batch] or [_IDLE]
-                replies |= zip(batch, self._generate(asked, lockstep), strict=bool(batch))
-        return [replies[index] for index in range(len(requests))]
+        for position in range(0, _most(len(order)) if lockstep else len(order), self.batch_size):
+            batch = order[position : position + self.batch_size]
+            with _evaluating(self.model):  # not around the yield: the caller would run without gradients too
+                replies = self._generate([requests[i] for i in batch] or [_IDLE], lockstep)
+            yield list(zip(batch, replies, strict=bool(batch)))
 
     def _generate(self, batch: Sequence[ChatRequest], lockstep: bool) -> list[ChatReply]:
         inputs = dict(self.encode(batch).to(self.model.device))

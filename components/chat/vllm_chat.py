@@ -6,13 +6,13 @@ import asyncio
 import gc
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints import fingerprint, resolve
-from .base import ChatModel, ChatReply, ChatRequest, Place, Weights
+from .base import ChatModel, ChatReply, ChatRequest, Place, Weights, in_order
 from .option_weights import option_weights
 from .transformers_chat import load_processor
 
@@ -138,13 +138,15 @@ class VLLMChat(ChatModel):
             vllm.v1.engine.exceptions.EngineDeadError: If the engine itself died, as it does when memory runs out: no request would
                 be answered any more.
         """
+        return in_order(self.stream(requests))
+
+    def stream(self, requests: Sequence[ChatRequest]) -> Iterator[list[tuple[int, ChatReply]]]:
         self.load()
-        replies: list[ChatReply] = []
         for position in range(0, len(requests), self.chunk_size):
             chunk = requests[position : position + self.chunk_size]
             outputs = _each(chunk, self._chat)
-            replies += [self._reply(request, output) for request, output in zip(chunk, outputs, strict=True)]
-        return replies
+            replies = [self._reply(request, output) for request, output in zip(chunk, outputs, strict=True)]
+            yield list(enumerate(replies, start=position))
 
     def _chat(self, requests: Sequence[ChatRequest]) -> list[Any]:
         outputs: list[Any] = self._llm.chat(

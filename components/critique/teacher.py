@@ -11,15 +11,21 @@ from dataclasses import replace
 
 from PIL import Image
 
-from ..records import Critique, Task, Verdict
+from ..records import Critique, PairCritique, Task, Verdict
 from .formats import CritiqueFormat, Message, image_part, quote_request, text_part, written_score
 from .parsing import parse
 
 HINT = "Known preference:"
 COMMENT_TAG = "comment"
 
-_PREFERRED = {"A": "people preferred Image A", "B": "people preferred Image B", "tie": "people saw no difference"}
-_VERDICTS: dict[str, Verdict] = {"a is preferred": "A", "b is preferred": "B", "tie": "tie"}
+# in other words than the student's answer has for a winner ("Image A"), so that the teacher cannot copy it
+_PREFERRED = {
+    "A": "people preferred the first of the two pictures",
+    "B": "people preferred the second of the two pictures",
+    "tie": "people saw no difference between the two pictures",
+}
+VERDICTS: dict[str, Verdict] = {"A is preferred": "A", "B is preferred": "B", "Tie": "tie"}
+"""What the consistency check is answered with."""
 
 
 def anchor_messages(
@@ -28,10 +34,12 @@ def anchor_messages(
     prompt: str,
     sources: Sequence[Image.Image],
     images: tuple[Image.Image, Image.Image],
-    label: Verdict,
+    label: Verdict | None,
 ) -> list[Message]:
-    """Anchored generation: the student's pairwise request plus one line with the label (appendix C.1)."""
+    """Anchored generation: the student's pairwise request plus one line with the label (appendix C.1), or without it."""
     *before, user = format.pairwise_messages(task, prompt, sources, images)
+    if label is None:
+        return [*before, user]
     hint = f"{HINT} {_PREFERRED[label]}. Explain what in the pictures leads to it; do not mention that you were told."
     return [*before, {"role": "user", "content": [*user["content"], text_part(hint)]}]
 
@@ -53,14 +61,15 @@ def check_messages(
         f"{quote_request(prompt)}\n<{COMMENT_TAG}>\n{comment}\n</{COMMENT_TAG}>\n"
         "Which picture is better for the request, going by the comment"
         + (" as far as the pictures bear it out" if images is not None else "")
-        + "? Answer with exactly one of: A is preferred, B is preferred, Tie."
+        + f"? Answer with exactly one of: {', '.join(VERDICTS)}."
     )
     return [{"role": "user", "content": [*parts, text_part(question)]}]
 
 
 def read_verdict(text: str) -> Verdict | None:
     """The answer to :func:`check_messages`; ``None`` if it is not one of the three."""
-    return _VERDICTS.get(text.strip().strip(".*\"'").lower())
+    said = text.strip().strip(".*\"'").lower()
+    return next((verdict for answer, verdict in VERDICTS.items() if answer.lower() == said), None)
 
 
 def project_messages(
@@ -69,11 +78,13 @@ def project_messages(
     prompt: str,
     sources: Sequence[Image.Image],
     image: Image.Image,
-    comment: str,
+    comment: str | None,
     which: str,
 ) -> list[Message]:
-    """Pointwise projection: judge one picture alone, with the validated comparison as a reference (appendix C.3)."""
+    """Pointwise projection: judge one picture alone, with the validated comparison as a reference (appendix C.3) or without."""
     *before, user = format.pointwise_messages(task, prompt, sources, image)
+    if comment is None:
+        return [*before, user]
     reference = (
         f"<{COMMENT_TAG}>\n{comment}\n</{COMMENT_TAG}>\nThis picture is Image {which} in the reference comment above. Judge it as if "
         "you had seen it alone; never mention the comment or the other picture."
@@ -92,20 +103,19 @@ def refine_messages(task: Task, prompt: str, sources: Sequence[Image.Image], ima
     return [{"role": "user", "content": [*parts, text_part(question)]}]
 
 
-def mask_comment(format: CritiqueFormat, text: str, task: Task, show: str) -> str:
+def mask_comment(format: CritiqueFormat, critique: PairCritique, task: Task, show: str) -> str:
     """A pairwise critique with part of it hidden, for the consistency check; the paper's shows all of it (appendix C.2).
 
     Args:
         format: The critique's format.
-        text: The critique.
+        critique: The critique.
         task: Its task.
         show: ``"justifications"``, ``"scores"`` (justifications and scores) or ``"all"`` (winners and summary too).
     """
     if show == "all":
-        return text
+        return format.render_pair(critique, task)
     if show not in ("justifications", "scores"):
         raise ValueError(f"show must be justifications, scores or all, got {show!r}")
-    critique = format.parse_pair(text, task)
     lines = []
     for aspect in format.rules.for_task(task):
         judged = critique.aspects[aspect.key]
@@ -116,23 +126,29 @@ def mask_comment(format: CritiqueFormat, text: str, task: Task, show: str) -> st
     return "\n".join(lines)
 
 
-_ECHOES = re.compile(
-    r"\b(human (preference|label|annotator|choice)|(people|humans?|users?|annotators?) prefer|known preference|as (i was )?told|"
-    r"given (the )?(preference|label)|ground[- ]truth|reference comment)",
-    re.IGNORECASE,
-)
-_OTHER = re.compile(r"\bthe other (image|picture)|\bImage [AB]\b", re.IGNORECASE)
+READ_QUESTION = "Which score does each text support?"
 
 
-def label_echo(text: str, single: bool = False) -> str:
-    """The first phrase that gives away that the writer knew the label or saw a reference; empty if there is none.
+def read_messages(format: CritiqueFormat, critique: Critique, task: Task) -> list[Message]:
+    """Ask a blind reader for the scores that the justifications of a critique support: no pictures, no request, no scores."""
+    texts = [f"{a.title}: {critique.justification(a.key)}" for a in format.rules.for_task(task)]
+    question = (
+        f"<{COMMENT_TAG}>\n"
+        + "\n".join(texts)
+        + f"\n</{COMMENT_TAG}>\n{READ_QUESTION} Scores run from {critique.scale}; answer with one "
+        "line for each, of the form\nTitle: score\nand N/A where the text says that it does not apply."
+    )
+    return [{"role": "user", "content": [text_part(question)]}]
 
-    Args:
-        text: What the teacher wrote.
-        single: Whether it is meant to speak of one picture only; naming another one then gives the reference away.
-    """
-    match = _ECHOES.search(text) or (_OTHER.search(text) if single else None)
-    return match[0] if match else ""
+
+def read_scores(format: CritiqueFormat, answer: str, task: Task) -> dict[str, float]:
+    """The answer to :func:`read_messages`: aspect key to score, as far as there are scores on the scale."""
+    found = {}
+    for aspect in format.rules.for_task(task):
+        match = re.search(rf"^\W*{re.escape(aspect.title)}\W*:\W*(\d+(?:\.\d+)?)\b", answer, re.MULTILINE | re.IGNORECASE)
+        if match and format.rules.scale.contains(float(match[1])):
+            found[aspect.key] = float(match[1])
+    return found
 
 
 def merge_refinement(critique: Critique, answer: str) -> Critique:

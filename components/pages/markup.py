@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
-from ..records import open_picture
+from ..pictures import open_picture
 
 
 class Html(str):

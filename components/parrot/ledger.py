@@ -1,17 +1,52 @@
-"""What was asked of a teacher and what came back: append-only, so that a killed run goes on where it was."""
+"""What was asked of a teacher and what came back: append-only, so that a killed run goes on where it was.
+
+A ledger is one SQLite file. Its tables only grow (triggers refuse changes): ``runs`` says who asked whom how, ``calls`` has every
+question with its answer or its failure, ``outcomes`` what became of every pair, ``digests`` which pair came first with its pictures.
+Every process writes a file of its own and reads those of the others.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from rationalrewards import __version__
+
 from ..chat import ChatModel, ChatReply, ChatRequest
+from .options import ParrotOptions, Price
+
+Answering = Callable[[Sequence[ChatRequest]], Iterable[list[tuple[int, ChatReply]]]]
+"""How requests are answered: :meth:`.ChatModel.stream`, or something with its form."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    id INTEGER PRIMARY KEY, started REAL NOT NULL, plan TEXT NOT NULL, teacher TEXT NOT NULL, fingerprint TEXT NOT NULL,
+    format TEXT NOT NULL, options TEXT NOT NULL, price TEXT, version TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS calls (
+    id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs, pair TEXT NOT NULL, stage TEXT NOT NULL, sample INTEGER NOT NULL,
+    request TEXT NOT NULL, attempt INTEGER NOT NULL, failure TEXT NOT NULL, answer TEXT NOT NULL,
+    max_tokens INTEGER NOT NULL, temperature REAL NOT NULL, seed INTEGER NOT NULL, images INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, sent INTEGER NOT NULL, seconds REAL NOT NULL, cost REAL);
+CREATE INDEX IF NOT EXISTS calls_by_question ON calls (pair, stage, sample, request);
+CREATE TABLE IF NOT EXISTS outcomes (id INTEGER PRIMARY KEY, run INTEGER, at REAL NOT NULL, pair TEXT NOT NULL, content TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS outcomes_by_pair ON outcomes (pair);
+CREATE TABLE IF NOT EXISTS digests (digest TEXT PRIMARY KEY, pair TEXT NOT NULL) WITHOUT ROWID;
+""" + "".join(
+    f"CREATE TRIGGER IF NOT EXISTS {table}_{verb} BEFORE {verb} ON {table} "
+    f"BEGIN SELECT RAISE(ABORT, 'a ledger only grows'); END;\n"
+    for table in ("runs", "calls", "outcomes", "digests")
+    for verb in ("UPDATE", "DELETE")
+)
 
 
 @dataclass(frozen=True)
@@ -23,48 +58,58 @@ class Job:
     sample: int
     request: ChatRequest
 
-    @property
-    def digest(self) -> str:
-        """16 hexadecimal digits over the request: text, pictures and sampling."""
-        digest = hashlib.sha256(self.request.text().encode())
-        for image in self.request.images():
+    def digest(self, teacher: str = "") -> str:
+        """24 hexadecimal digits over all that the answer depends on: text, pictures, sampling, form, and the teacher's weights."""
+        request = self.request
+        digest = hashlib.sha256(request.text().encode())
+        for image in request.images():
             digest.update(f"{image.size}{image.mode}".encode() + image.tobytes())
-        settings = (self.request.max_tokens, self.request.temperature, self.request.seed, self.request.stop)
-        return hashlib.sha256(digest.digest() + repr(settings).encode()).hexdigest()[:16]
+        settings = (teacher, request.max_tokens, request.temperature, request.seed, request.stop, repr(request.form))
+        return hashlib.sha256(digest.digest() + repr(settings).encode()).hexdigest()[:24]
 
 
 class Ledger:
-    """A file with one line per question asked, kept open and locked by one process.
+    """A file of questions and answers, kept open and locked by one process.
 
-    An answered question is never asked again; a failed one is asked again by the next run, and its failure stays on file.
+    An answered question is never asked again; a failed one is asked again by the next run, and its failure stays on file. Every answer
+    is on file as soon as the teacher gave it.
 
     Args:
         path: The file; ``None`` keeps everything in memory only.
-        others: Further ledgers to read answers from (those of other ranks, or of a run on another number of processes).
+        others: Further ledgers to read from (those of other processes, or of a run on another number of processes).
 
     Raises:
         RuntimeError: If another process has the file open.
+        ValueError: If a file is no ledger.
     """
 
     def __init__(self, path: str | Path | None = None, others: Sequence[str | Path] = ()) -> None:
         self.path = Path(path) if path is not None else None
-        self._file: IO[str] | None = None
-        self._answers: dict[tuple[str, str, int, str], dict[str, Any]] = {}
-        self._failures: dict[tuple[str, str, int, str], int] = {}
-        self.outcomes: dict[str, dict[str, Any]] = {}
         self.asked = 0
-        for other in others:
-            self._read(Path(other))
+        """Questions that this object asked a teacher."""
+        self._lock: IO[str] | None = None
+        self._run: int | None = None
+        self._begun: tuple[Any, ...] = ()
+        self._price: Price | None = None
+        self._fingerprint = self._plan = ""
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+", encoding="utf-8")
+            self._lock = self.path.with_suffix(".lock").open("a")
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                self._file.close()
+                self._lock.close()
                 raise RuntimeError(f"{self.path} is in use by another process; wait for it or choose another folder") from None
-            self._read(self.path)
-            self._mend()
+        files = [Path(other) for other in others if Path(other).is_file()]
+        self._databases: list[sqlite3.Connection] = []
+        try:
+            self._databases.append(_connect(self.path))
+            self._databases += [_connect(path, write=False) for path in files]
+        except BaseException:
+            self.close()
+            raise
+        self._own = self._databases[0]
+        self._folder = next((path.parent for path in (self.path, *files) if path is not None), Path()).absolute()
 
     def __enter__(self) -> Ledger:
         return self
@@ -73,85 +118,229 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Release the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Release the files."""
+        for database in self._databases:
+            database.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
-    def _mend(self) -> None:
-        """End a line that a kill cut off, so that the next one starts fresh."""
-        assert self.path is not None and self._file is not None
-        content = self.path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            self._file.write("\n")
-            self._file.flush()
+    # -- asking ------------------------------------------------------------------------------------------------------------
 
-    def _read(self, path: Path) -> None:
-        if not path.is_file():
-            return
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # a line that a kill cut off: its question counts as not asked
-            if entry["stage"] == "outcome":
-                self.outcomes[entry["pair"]] = entry
-                continue
-            key = (entry["pair"], entry["stage"], entry["sample"], entry["request"])
-            if entry["failure"]:
-                self._failures[key] = self._failures.get(key, 0) + 1
-            else:
-                self._answers[key] = entry
+    def begin(self, teacher: ChatModel, format: str, options: ParrotOptions, price: Price | None = None) -> dict[str, Any]:
+        """Say who is asked, for which format and how; what is asked from here on is filed under it.
 
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        Returns:
+            What :meth:`provenance` gives for it later.
+        """
+        begun = (teacher, format, options, price)
+        if self._run is None or self._begun != begun:
+            self._begun, self._price, self._fingerprint = begun, price, teacher.fingerprint
+            settings = json.dumps(asdict(options), sort_keys=True)
+            priced = json.dumps(asdict(price)) if price else None
+            self._plan = hashlib.sha256(repr((self._fingerprint, format, settings)).encode()).hexdigest()[:12]
+            row = (time.time(), self._plan, teacher.identity, self._fingerprint, format, settings, priced, __version__)
+            with _transaction(self._own):
+                self._run = self._own.execute(
+                    "INSERT INTO runs (started, plan, teacher, fingerprint, format, options, price, version) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    row,
+                ).lastrowid
+        return self.provenance(self._plan)
 
-    def ask(self, teacher: ChatModel, jobs: Sequence[Job]) -> list[ChatReply]:
-        """Answer jobs, from the file where they are answered there, from the teacher otherwise."""
-        keys = [(job.pair, job.stage, job.sample, job.digest) for job in jobs]
-        missing = [index for index, key in enumerate(keys) if key not in self._answers]
-        replies: dict[int, ChatReply] = {}
-        if missing:
-            fresh = teacher.complete([jobs[index].request for index in missing])
-            self.asked += len(missing)
-            for index, reply in zip(missing, fresh, strict=True):
-                pair, stage, sample, digest = keys[index]
-                entry: dict[str, Any] = {
-                    "pair": pair,
-                    "stage": stage,
-                    "sample": sample,
-                    "request": digest,
-                    "attempt": self._failures.get(keys[index], 0) + 1,
-                    "failure": reply.failure,
-                    "answer": reply.text,
-                    "prompt_tokens": reply.prompt_tokens,
-                    "completion_tokens": reply.completion_tokens,
-                    "teacher": teacher.identity,
-                    "temperature": jobs[index].request.temperature,
-                    "seed": jobs[index].request.seed,
-                }
-                self._append(entry)
-                if reply.failure:
-                    self._failures[keys[index]] = entry["attempt"]
-                else:
-                    self._answers[keys[index]] = entry
-                replies[index] = reply
-            if self._file is not None:
-                self._file.flush()
-        for index, key in enumerate(keys):
-            if index not in replies:
-                known = self._answers[key]
-                replies[index] = ChatReply(
-                    known["answer"], prompt_tokens=known["prompt_tokens"], completion_tokens=known["completion_tokens"]
-                )
+    def ask(self, answering: Answering, jobs: Sequence[Job]) -> list[ChatReply]:
+        """Answer jobs, from the file where they are answered there, from the teacher otherwise.
+
+        Args:
+            answering: The teacher's :meth:`~.ChatModel.stream`.
+            jobs: The questions.
+        """
+        requests = [job.digest(self._fingerprint) for job in jobs]
+        found = {index: self._answer(job, request) for index, (job, request) in enumerate(zip(jobs, requests, strict=True))}
+        missing = [index for index, reply in found.items() if reply is None]
+        self.asked += len(missing)
+        replies = {index: reply for index, reply in found.items() if reply is not None}
+        before = time.monotonic()
+        for part in answering([jobs[index].request for index in missing]) if missing else ():
+            seconds = (time.monotonic() - before) / max(1, len(part))
+            with _transaction(self._own):
+                for position, reply in part:
+                    index = missing[position]
+                    self._file(jobs[index], requests[index], reply, seconds)
+                    replies[index] = reply
+            before = time.monotonic()
         return [replies[index] for index in range(len(jobs))]
 
-    def close_pair(self, pair: str, outcome: Mapping[str, Any]) -> None:
-        """Write what became of a pair, unless that is on file already."""
-        entry = {"pair": pair, "stage": "outcome", **outcome}
-        if self.outcomes.get(pair) != entry:
-            self.outcomes[pair] = entry
-            self._append(entry)
-            if self._file is not None:
-                self._file.flush()
+    def _answer(self, job: Job, request: str) -> ChatReply | None:
+        for database in self._databases:
+            row = database.execute(
+                "SELECT answer, prompt_tokens, completion_tokens FROM calls "
+                "WHERE pair = ? AND stage = ? AND sample = ? AND request = ? AND failure = '' LIMIT 1",
+                (job.pair, job.stage, job.sample, request),
+            ).fetchone()
+            if row is not None:
+                return ChatReply(row[0], prompt_tokens=row[1], completion_tokens=row[2])
+        return None
+
+    def _file(self, job: Job, request: str, reply: ChatReply, seconds: float) -> None:
+        question = (job.pair, job.stage, job.sample)
+        counting = "SELECT count(*) FROM calls WHERE pair = ? AND stage = ? AND sample = ?"
+        attempt = 1 + sum(database.execute(counting, question).fetchone()[0] for database in self._databases)
+        cost = self._price.of(reply.prompt_tokens, reply.completion_tokens) if self._price else None
+        asked = job.request
+        self._own.execute(
+            "INSERT INTO calls (run, pair, stage, sample, request, attempt, failure, answer, max_tokens, temperature, seed, images, "
+            "prompt_tokens, completion_tokens, sent, seconds, cost) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(self._run or 0, *question, request, attempt, reply.failure, reply.text),
+                *(asked.max_tokens, asked.temperature, asked.seed, len(asked.images())),
+                *(reply.prompt_tokens, reply.completion_tokens, reply.attempts, seconds, cost),
+            ),
+        )
+
+    # -- pairs -------------------------------------------------------------------------------------------------------------
+
+    def claim(self, digest: str, pair: str) -> str:
+        """The pair that came first with a digest: this one, unless another did."""
+        for database in self._databases:
+            row = database.execute("SELECT pair FROM digests WHERE digest = ?", (digest,)).fetchone()
+            if row is not None:
+                return str(row[0])
+        with _transaction(self._own):
+            self._own.execute("INSERT INTO digests (digest, pair) VALUES (?, ?)", (digest, pair))
+        return pair
+
+    def close_pairs(self, outcomes: Iterable[Mapping[str, Any]]) -> None:
+        """Write what became of pairs (each an object with its ``pair``), where that is not on file already."""
+        with _transaction(self._own):
+            for outcome in outcomes:
+                content = json.dumps(_paths(outcome, lambda path: os.path.relpath(path, self._folder)), ensure_ascii=False)
+                if self._latest(outcome["pair"]) != content:
+                    self._own.execute(
+                        "INSERT INTO outcomes (run, at, pair, content) VALUES (?, ?, ?, ?)",
+                        (self._run, time.time(), outcome["pair"], content),
+                    )
+
+    def outcome(self, pair: str) -> dict[str, Any] | None:
+        """The latest that is known of a pair; ``None`` if nothing is."""
+        content = self._latest(pair)
+        return self._read(content) if content is not None else None
+
+    def _latest(self, pair: str) -> str | None:
+        query = "SELECT at, content FROM outcomes WHERE pair = ? ORDER BY id DESC LIMIT 1"
+        rows = [row for database in self._databases if (row := database.execute(query, (pair,)).fetchone())]
+        return str(max(rows)[1]) if rows else None
+
+    def _read(self, content: str) -> dict[str, Any]:
+        return _paths(json.loads(content), lambda path: os.path.normpath(os.path.join(self._folder, path)))
+
+    def outcomes(self) -> Iterator[dict[str, Any]]:
+        """The latest of every pair, in the order in which they were first closed, file by file."""
+        for number, database in enumerate(self._databases):
+            latest = "SELECT pair, max(id), min(id) FROM outcomes GROUP BY pair ORDER BY min(id)"
+            for pair, last, _ in database.execute(latest).fetchall():
+                at, content = database.execute("SELECT at, content FROM outcomes WHERE id = ?", (last,)).fetchone()
+                newest = "SELECT max(at) FROM outcomes WHERE pair = ?"
+                elsewhere = [
+                    (found, other)
+                    for other, known in enumerate(self._databases)
+                    if other != number and (found := known.execute(newest, (pair,)).fetchone()[0]) is not None
+                ]
+                if all((at, -number) > (found, -other) for found, other in elsewhere):
+                    yield self._read(content)
+
+    def provenance(self, plan: str) -> dict[str, Any]:
+        """Who was asked under a plan and how.
+
+        Returns:
+            ``teacher``, ``format`` (fingerprint), ``options``, ``version`` and the ``plan`` itself: 12 hexadecimal digits over all that
+            an outcome depends on besides its pair.
+        """
+        for database in self._databases:
+            row = database.execute(
+                "SELECT teacher, format, options, version FROM runs WHERE plan = ? LIMIT 1", (plan,)
+            ).fetchone()
+            if row is not None:
+                return {"plan": plan, "teacher": row[0], "format": row[1], "options": json.loads(row[2]), "version": row[3]}
+        raise ValueError(f"the ledger knows no plan {plan!r}")
+
+    # -- looking back ------------------------------------------------------------------------------------------------------
+
+    def calls(self, pair: str) -> list[dict[str, Any]]:
+        """All that was asked about a pair, in order: stage, sample, attempt, failure, answer and provenance."""
+        found = []
+        for database in self._databases:
+            cursor = database.execute(
+                "SELECT calls.*, runs.teacher, runs.format, runs.version FROM calls LEFT JOIN runs ON runs.id = calls.run "
+                "WHERE pair = ? ORDER BY calls.id",
+                (pair,),
+            )
+            names = [column[0] for column in cursor.description]
+            found += [dict(zip(names, row, strict=True)) for row in cursor]
+        return found
+
+    def usage(self) -> dict[str, dict[str, float | None]]:
+        """What every stage took.
+
+        Returns:
+            Stage to ``calls``, ``failures``, ``images``, ``prompt_tokens``, ``completion_tokens``, ``seconds`` of waiting for the
+            teacher (summed over processes), and ``cost`` (``None`` where no price was known).
+        """
+        total: dict[str, dict[str, float | None]] = {}
+        names = ("calls", "failures", "images", "prompt_tokens", "completion_tokens", "seconds", "cost")
+        for database in self._databases:
+            for stage, *values in database.execute(
+                "SELECT stage, count(*), sum(failure != ''), sum(images), sum(prompt_tokens), sum(completion_tokens), sum(seconds), "
+                "sum(cost) FROM calls GROUP BY stage"
+            ):
+                kept = total.setdefault(stage, dict.fromkeys(names))
+                for name, value in zip(names, values, strict=True):
+                    if value is not None:
+                        kept[name] = (kept[name] or 0) + value
+        return total
+
+
+def read_ledgers(folder: str | Path) -> Ledger:
+    """All ledgers of a folder, for reading.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    paths = sorted(Path(folder).glob("ledger*.db"))
+    if not paths:
+        raise ValueError(f"{folder} holds no ledger*.db; give the output_dir of a rationalize run")
+    return Ledger(None, paths)
+
+
+def _paths(outcome: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """An outcome with its picture paths changed: on file they start at the ledger's folder, so that the tree can be moved."""
+    return {**outcome, **{key: [change(path) for path in outcome[key]] for key in ("candidates", "sources") if key in outcome}}
+
+
+def _connect(path: Path | None, write: bool = True) -> sqlite3.Connection:
+    # isolation_level None: transactions are ours. A reader may have to roll back what a killed writer left, so it is no read-only one.
+    database = sqlite3.connect(path if path is not None else ":memory:", timeout=60.0, isolation_level=None)
+    try:
+        if write:
+            # a rollback journal works on network disks too, where WAL does not; NORMAL: a crash of the machine cannot harm the file
+            database.execute("PRAGMA journal_mode = TRUNCATE")
+            database.execute("PRAGMA synchronous = NORMAL")
+            database.executescript(_SCHEMA)
+        else:
+            database.execute("SELECT count(*) FROM runs")
+            database.execute("PRAGMA query_only = ON")
+    except sqlite3.DatabaseError as error:
+        database.close()
+        raise ValueError(f"{path} is no ledger ({error}); move it away or choose another folder") from error
+    return database
+
+
+@contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..critic import CritiqueRequest
-from ..records import PromptRecord, Task, open_picture, read_jsonl
+from ..pictures import open_picture
+from ..records import PromptRecord, Task, read_jsonl
 from ..shapes.drawing import SIZE, draw
 from ..shapes.scenes import Scene, random_scene
 from .base import Rewards

@@ -17,7 +17,8 @@ from ..critic import CritiqueRequest
 from ..generation import FlowGenerator
 from ..generation.noise import seed_for
 from ..metrics import clustered_bootstrap, wilson_interval, within_group_correlation_interval
-from ..records import Preference, PromptRecord, Refinement, open_picture, open_pictures, read_jsonl
+from ..pictures import open_picture
+from ..records import Preference, PromptRecord, Refinement, open_pictures, read_jsonl
 from ..rewards import RewardModel, within_group_correlation
 from . import judge
 from .phrases import Asked

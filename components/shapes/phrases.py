@@ -132,6 +132,27 @@ def read_claims(text: str) -> Reading | None:
     return Reading(scene, rmse)
 
 
+def read_comparison(text: str) -> tuple[Reading, Reading] | None:
+    """What a comparison claims to see in each picture; ``None`` if it makes no claim about one of them."""
+    sides: dict[str, list[str]] = {"A": [], "B": []}
+    for line in text.splitlines():
+        for side, said in re.findall(r"Image ([AB]) (.*?)(?= \| |$)", line):
+            sides[side].append(said)
+    first, second = (read_claims("\n".join(sides[side])) for side in "AB")
+    return (first, second) if first is not None and second is not None else None
+
+
+def read_score(key: str, text: str) -> float | None:
+    """The score (1 to 4) that a justification says, to whoever takes it at its word; ``None`` if it says that none applies."""
+    if key == "physical_quality":
+        return 1.0 + QUALITY.index(text) / 2 if text in QUALITY else None
+    if key == "text_rendering":
+        letters = re.findall(r"(letters|thing) .*?(same|different)", text)
+        return min((4.0 if same == "same" else (2.0 if what == "letters" else 1.0) for what, same in letters), default=None)
+    lost = re.search(r"(\d+) of (\d+)$", text)
+    return 4.0 - 3.0 * min(1.0, int(lost[1]) / 2 / max(1, int(lost[2]))) if lost else None
+
+
 def read_asked(text: str) -> Scene | None:
     """What the comparisons of a justification name as asked for; ``None`` if there are none."""
     found = _COMPARED.findall(text)

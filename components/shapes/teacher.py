@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..chat import ChatModel, ChatReply, ChatRequest
 from ..critique import CritiqueFormat
-from ..critique.teacher import COMMENT_TAG, HINT
+from ..critique.teacher import COMMENT_TAG, HINT, READ_QUESTION
 from ..records import AspectComparison, NotApplicable, PairCritique, Task
 from . import judge, phrases
 from .judge import Reading
@@ -27,12 +27,15 @@ from .scenes import COLOURS, PLACES, SHAPES, Letter, Shape
 _TIE = 0.02
 """Rewards (0...1) closer than this are a tie to the teacher."""
 
+_MOST_MISREAD = 16
+"""Misreadings of one picture, after which not even a teacher that hallucinates always goes on."""
+
 
 class ShapesTeacher(ChatModel):
     """Answers the requests of every PARROT stage from the pixels, with faults.
 
     Args:
-        hallucination: Probability that one thing of a picture is misread.
+        hallucination: Probability that one thing of a picture is misread; with the same probability a further one is, and so on.
         obedience: Probability that the teacher bends its account when the label contradicts what it sees (it then invents a flaw
             of the picture that was not preferred); otherwise it ignores the label.
         vagueness: Probability of an anchored answer without any checkable claim.
@@ -79,16 +82,18 @@ class ShapesTeacher(ChatModel):
 
     def _answer(self, request: ChatRequest) -> ChatReply:
         text, images = request.text(), request.images()
+        if READ_QUESTION in text:
+            return _said(text, self._read(text))
         found = re.search(r"<request>(.*?)</request>", text, re.DOTALL)
         if not found:
             return ChatReply("", failure="the simulated teacher found no <request> in the message")
         rng = self._rng(text, images, request.seed)
         comment = re.search(rf"<{COMMENT_TAG}>\n(.*)\n</{COMMENT_TAG}>", text, re.DOTALL)
-        hint = re.search(rf"{HINT} people (?:preferred Image ([AB])|saw no difference)", text)
+        hint = re.search(rf"{HINT} people (?:preferred the (first|second)|saw no difference)", text)
         answer: Any
         try:
             if comment is None:
-                answer = self._compare(found[1], images, (hint[1] or "tie") if hint else None, rng)
+                answer = self._compare(found[1], images, {"first": "A", "second": "B"}.get(hint[1], "tie") if hint else None, rng)
             elif "## Refined Request" in text:
                 *sources, image = images
                 asked = Asked(found[1], self._source(sources))
@@ -100,7 +105,17 @@ class ShapesTeacher(ChatModel):
                 answer = self._check(found[1], images, comment[1], rng)
         except ValueError as error:
             return ChatReply("", failure=f"the simulated teacher cannot answer: {error}")
-        return ChatReply(answer, prompt_tokens=len(text.split()), completion_tokens=len(answer.split()))
+        return _said(text, answer)
+
+    def _read(self, text: str) -> str:
+        """What the justifications alone say about each score: the half points that they count as lost, and their words of quality."""
+        lines = []
+        for aspect in self.format.rules.aspects:
+            said = re.search(rf"^{aspect.title}: (.*)$", text, re.MULTILINE)
+            score = phrases.read_score(aspect.key, said[1]) if said else None
+            if said:
+                lines.append(f"{aspect.title}: {'N/A' if score is None else f'{score:.1f}'}")
+        return "\n".join(lines)
 
     def _rng(self, text: str, images: Sequence[Image.Image], seed: int) -> random.Random:
         digest = hashlib.sha256(f"{self.seed} {seed} {text}".encode())
@@ -113,7 +128,11 @@ class ShapesTeacher(ChatModel):
 
     def _perceive(self, image: Image.Image, rng: random.Random) -> Reading:
         seen = judge.read([image])[0]
-        return self._misread(seen, rng) if rng.random() < self.hallucination else seen
+        for _ in range(_MOST_MISREAD):
+            if rng.random() >= self.hallucination:
+                break
+            seen = self._misread(seen, rng)
+        return seen
 
     def _misread(self, seen: Reading, rng: random.Random) -> Reading:
         place, thing = rng.choice(seen.scene.occupied() or [("top left", None)])
@@ -164,7 +183,7 @@ class ShapesTeacher(ChatModel):
     def _check(self, prompt: str, images: Sequence[Image.Image], comment: str, rng: random.Random) -> str:
         """Without pictures the comment's claims decide; with them, the claims that the pictures do not bear out are replaced."""
         sources = images[:-2]
-        claims = self._claims(comment)
+        claims = phrases.read_comparison(comment)
         asked = Asked(prompt, self._source(sources) if images else self._source_from(comment, prompt))
         if claims is None:
             return "Tie"
@@ -185,19 +204,11 @@ class ShapesTeacher(ChatModel):
             scene = scene.put(edited[3], Shape(colour, edited[1]) if edited[1] else Letter(edited[2]))
         return scene
 
-    def _claims(self, comment: str) -> tuple[Reading, Reading] | None:
-        sides: dict[str, list[str]] = {"A": [], "B": []}
-        for line in comment.splitlines():
-            for side, said in re.findall(r"Image ([AB]) (.*?)(?= \| |$)", line):
-                sides[side].append(said)
-        first, second = (phrases.read_claims("\n".join(sides[side])) for side in "AB")
-        return (first, second) if first is not None and second is not None else None
-
     def _project(self, prompt: str, images: Sequence[Image.Image], comment: str, text: str, rng: random.Random) -> str:
         *sources, image = images
         asked = Asked(prompt, self._source(sources))
         which = re.search(r"This picture is Image ([AB])", text)
-        claims = self._claims(comment)
+        claims = phrases.read_comparison(comment)
         seen = self._perceive(image, rng)
         if claims is not None and which is not None:
             seen = claims[0] if which[1] == "A" else claims[1]
@@ -205,3 +216,7 @@ class ShapesTeacher(ChatModel):
         task: Task = "edit" if sources else "t2i"
         critique = replace(critique, refinement_comments="", refined_request="")  # refinement is a stage of its own
         return self.format.render(critique, task)
+
+
+def _said(text: str, answer: str) -> ChatReply:
+    return ChatReply(answer, prompt_tokens=len(text.split()), completion_tokens=len(answer.split()))

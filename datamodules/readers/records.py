@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from itertools import combinations
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rationalrewards.components.generation.noise import seed_for
 from rationalrewards.components.records import Preference, PromptRecord, from_json, located
+
+from .rows import flip, json_lines, json_list, ranked_pairs, table_columns, table_rows
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -17,31 +16,15 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give the path of a .jsonl, .json or .parquet file")
     if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
-        return
-    text = path.read_text(encoding="utf-8")
-    first = 0
-    try:
-        if path.suffix == ".json":
-            data = json.loads(text)
-            if not isinstance(data, list):
-                raise ValueError(f"{path} holds no list of rows")
-            yield from enumerate(data, start=1)
-            return
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                first = number - 1  # what json counts from: one line, or the whole file
-                yield number, json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {first + error.lineno}: not JSON ({error.msg}); correct the line or take it out"
-        ) from error
-
-
-def _flip(*key: str | int) -> bool:
-    return bool(seed_for("order", *key) % 2)
+        rows: Iterator[tuple[int, Any]] = (
+            (row.number + 1, row.values) for row in table_rows(path, path.name, table_columns(path))
+        )
+    else:
+        rows = json_list(path) if path.suffix == ".json" else json_lines(path)
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number}: {str(row)[:40]!r} is not a JSON object")
+        yield number, row
 
 
 def _record(row: dict[str, Any], path: Path, number: int) -> list[Preference]:
@@ -55,19 +38,10 @@ def _ranked(row: dict[str, Any], path: Path, number: int) -> list[Preference]:
     pairs = []
     if len(row["images"]) != len(row["ranking"]):
         raise ValueError(f"{len(row['images'])} images but {len(row['ranking'])} ranks; give each image one rank")
-    for i, j in combinations(range(len(row["images"])), 2):
-        first, second = (j, i) if _flip(name, i, j) else (i, j)
-        better = row["ranking"][second] - row["ranking"][first]
-        pairs.append(
-            Preference(
-                f"{name}-{i}-{j}",
-                "t2i",
-                row["prompt"],
-                (str(path.parent / row["images"][first]), str(path.parent / row["images"][second])),
-                0.5 if better == 0 else float(better > 0),
-                origin=f"{path.name}, row {number}",
-            )
-        )
+    for i, j, label in ranked_pairs(row["ranking"]):
+        first, second, label = (j, i, 1.0 - label) if flip(name, i, j) else (i, j, label)
+        pictures = (str(path.parent / row["images"][first]), str(path.parent / row["images"][second]))
+        pairs.append(Preference(f"{name}-{i}-{j}", "t2i", row["prompt"], pictures, label, origin=f"{path.name}, row {number}"))
     return pairs
 
 
@@ -75,7 +49,7 @@ def _edited(row: dict[str, Any], path: Path, number: int) -> list[Preference]:
     """``{"instruction", "source", "edited"}``: the edit is preferred over the untouched source."""
     name = str(row.get("id", f"{path.stem}-{number}"))
     source, edited = (str(path.parent / row[key]) for key in ("source", "edited"))
-    candidates = (source, edited) if _flip(name) else (edited, source)
+    candidates = (source, edited) if flip(name) else (edited, source)
     label = float(candidates[0] == edited)
     return [Preference(name, "edit", row["instruction"], candidates, label, (source,), f"{path.name}, row {number}")]
 
@@ -87,8 +61,8 @@ _PREFERENCE_SCHEMAS: list[tuple[set[str], Callable[[dict[str, Any], Path, int], 
 ]
 
 
-def read_preferences(path: str | Path) -> list[Preference]:
-    """Read preference pairs from one file.
+def iter_preferences(path: str | Path) -> Iterator[Preference]:
+    """Preference pairs of one file, one at a time, in constant memory but for their ids.
 
     Known schemas: our own record (JSONL or parquet); ranked images of a prompt; source and edited image of an instruction.
 
@@ -96,10 +70,8 @@ def read_preferences(path: str | Path) -> list[Preference]:
         ValueError: On the first bad row, naming file, row and what is wrong.
     """
     path = Path(path)
-    pairs: list[Preference] = []
+    seen: set[str] = set()
     for number, row in _rows(path):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number}: {str(row)[:40]!r} is not a JSON object")
         reader = next((read for keys, read in _PREFERENCE_SCHEMAS if keys <= set(row)), None)
         if reader is None:
             # the schema that fits best names the column that is missing
@@ -109,49 +81,65 @@ def read_preferences(path: str | Path) -> list[Preference]:
                 f"{path}, row {number}: no known preference schema; missing: {missing}; found: {', '.join(sorted(row))}"
             )
         try:
-            pairs += [located(pair, path, number) for pair in reader(row, path, number)]
+            pairs = reader(row, path, number)
         except (ValueError, TypeError, IndexError) as error:
             raise ValueError(f"{path}, row {number}: {error}") from error
-    _unique([pair.id for pair in pairs], path)
-    return pairs
+        for pair in pairs:
+            _unique(pair.id, seen, path)
+            yield located(pair, path, number)
+
+
+def read_preferences(path: str | Path) -> list[Preference]:
+    """All preference pairs of one file; schemas and errors as of :func:`iter_preferences`."""
+    return list(iter_preferences(path))
 
 
 def read_prompts(path: str | Path) -> list[PromptRecord]:
     """Read requests from one file.
 
-    Known schemas: our own record (JSONL or parquet); any rows with a ``prompt`` (GenEval, ImageReward's benchmark); rows with
-    ``instruction`` and ``source`` (edits).
+    Known schemas: our own record (JSONL or parquet); any rows with a ``prompt`` (GenEval, ImageReward's benchmark), which are edits
+    if they name a source picture as ``image_path`` (the RL rows of RationalRewards) or ``image`` (Edit-R1); rows with
+    ``instruction`` and ``source`` (edits). Picture paths start at the file's folder.
 
     Raises:
         ValueError: On the first bad row, naming file, row and what is wrong.
     """
     path = Path(path)
-    records = []
+    records: list[PromptRecord] = []
+    seen: set[str] = set()
     for number, row in _rows(path):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number}: {str(row)[:40]!r} is not a JSON object")
         try:
             if {"id", "task", "prompt"} <= set(row):
-                records.append(from_json(PromptRecord, {k: v for k, v in row.items() if v is not None}, path.parent))
-            elif {"instruction", "source"} <= set(row):
-                source = str(path.parent / row["source"])
-                name = str(row.get("id", f"{path.stem}-{number}"))
-                records.append(PromptRecord(name, "edit", row["instruction"], (source,), f"{path.name}, row {number}"))
-            elif "prompt" in row:
-                name = str(row.get("id", f"{path.stem}-{number}"))
-                records.append(PromptRecord(name, "t2i", row["prompt"], origin=f"{path.name}, row {number}"))
-            else:
+                record = from_json(PromptRecord, {k: v for k, v in row.items() if v is not None}, path.parent)
+            elif "prompt" not in row and not {"instruction", "source"} <= set(row):
                 raise ValueError(f"no column 'prompt'; found: {', '.join(sorted(row))}")
+            else:
+                prompt, source = request_of(row)
+                sources = (str(path.parent / source),) if source else ()
+                name = str(row.get("id", f"{path.stem}-{number}"))
+                record = PromptRecord(name, "edit" if sources else "t2i", prompt, sources, f"{path.name}, row {number}")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, row {number}: {error}") from error
-        located(records[-1], path, number)
-    _unique([record.id for record in records], path)
+        _unique(record.id, seen, path)
+        records.append(located(record, path, number))
     return records
 
 
-def _unique(ids: list[str], path: Path) -> None:
-    seen: set[str] = set()
-    for name in ids:
-        if name in seen:
-            raise ValueError(f"{path}: id {name!r} occurs twice; ids must be unique")
-        seen.add(name)
+def request_of(row: Mapping[str, Any]) -> tuple[Any, str]:
+    """The prompt of a row, and the source picture that it names; empty if it names none.
+
+    Raises:
+        ValueError: If the source is no path.
+    """
+    keys = ("instruction", "source") if {"instruction", "source"} <= set(row) else ("prompt", "image_path", "image")
+    prompt, *sources = (row.get(key) for key in keys)
+    source = next((source for source in sources if source), "")
+    if not isinstance(source, str):
+        raise ValueError(f"the source picture must be a path, got {str(source)[:60]!r}")
+    return prompt, source
+
+
+def _unique(name: str, seen: set[str], path: Path) -> None:
+    if name in seen:
+        raise ValueError(f"{path}: id {name!r} occurs twice; ids must be unique")
+    seen.add(name)

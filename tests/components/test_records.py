@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rationalrewards.components.pictures import open_picture, picture_digest
 from rationalrewards.components.records import (
     AspectComparison,
     AspectCritique,
@@ -30,8 +31,6 @@ from rationalrewards.components.records import (
     from_json,
     group_id,
     mean_reward,
-    open_picture,
-    picture_digest,
     read_jsonl,
     relative_to,
     to_json,

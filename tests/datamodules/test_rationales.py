@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+import torch
 import yaml
+from PIL import Image
+from rationalrewards.components.conversations import Conversation, SupervisedRow
 from rationalrewards.components.critique import CritiqueFormat, swap_pair
+from rationalrewards.components.critique.rubric import RUBRIC_FOLDER
 from rationalrewards.components.critique.teacher import HINT
-from rationalrewards.components.parrot import Ledger, ParrotOptions, rationalize
-from rationalrewards.components.records import Preference, Rationale, open_picture, read_jsonl, write_jsonl
+from rationalrewards.components.parrot import Ledger, ParrotOptions, rationalize, write_rationales
+from rationalrewards.components.parrot.export import export
+from rationalrewards.components.pictures import open_picture
+from rationalrewards.components.records import Preference, Rationale, read_jsonl, write_jsonl
 from rationalrewards.components.shapes.pairs import write_preferences
 from rationalrewards.components.shapes.teacher import ShapesTeacher
 from rationalrewards.datamodules import RationaleDataModule
@@ -28,10 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_preferences(folder, 24, seed=2, label_noise=0.0, tie=0.12)
     decided = [pair for pair in read_jsonl(path, Preference) if pair.winner != "tie"]
     teacher = ShapesTeacher(0.0, 0.0, 0.0, 0.0, 0.0)
-    outcomes = rationalize(decided, teacher, FORMAT, ParrotOptions(control_share=0.0), Ledger())
-    rationales = [outcome.rationale for outcome in outcomes if outcome.rationale is not None]
+    ledger = Ledger()
+    rationalize(decided, teacher, FORMAT, ParrotOptions(control_share=0.0), ledger)
+    write_rationales(ledger, folder / "rationales.jsonl")
+    rationales = read_jsonl(folder / "rationales.jsonl", Rationale)
     assert len(rationales) >= 10 and {rationale.pair.task for rationale in rationales} == {"t2i", "edit"}
-    write_jsonl(folder / "rationales.jsonl", rationales)
     return folder
 
 
@@ -211,3 +222,302 @@ def test_validation_is_read_in_order_and_cut(folder: Path) -> None:
     assert ids == [pair.id for pair in read_jsonl(folder / "preferences.jsonl", Preference)][:2]
     empty_rows, empty_pairs = _data(folder).val_dataloader()
     assert list(empty_rows) == [] == list(empty_pairs)
+
+
+# -- conversations ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rationales in the forms of others, moved to where they were not written."""
+    written = tmp_path_factory.mktemp("written") / "export"
+    export(read_jsonl(folder / "rationales.jsonl", Rationale), FORMAT, written)
+    moved = tmp_path_factory.mktemp("moved") / "here"
+    shutil.move(written, moved)
+    rows = json.loads((moved / "sharegpt.json").read_text())
+    (moved / "sharegpt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (moved / "datasets" / "one.parquet").symlink_to(next((moved / "datasets" / "data").iterdir()))
+    return moved
+
+
+FILES = ["sharegpt.json", "sharegpt.jsonl", "datasets", "datasets/one.parquet", "rationales.jsonl", "."]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"both_orders": False, "seed": 3},
+        {"pairwise": False},
+        {"pointwise": False, "batch_size": 3},
+        {"pairwise_share": 0.5, "seed": 5},
+    ],
+    ids=["all", "one order", "points", "pairs", "share"],
+)
+def test_every_form_gives_the_same_batches(file: str, changes: dict[str, Any], folder: Path, exported: Path) -> None:
+    ours, theirs = _data(folder, **changes), _data(exported, train=str(exported / file), **changes)
+    assert [row.length for row in theirs.rows] == [row.length for row in ours.rows]
+    for epoch in (0, 1):
+        batches = []
+        for data in (ours, theirs):
+            loader = data.train_dataloader()
+            loader.sampler.set_epoch(epoch)
+            batches.append(list(loader))
+        # pictures compare by their pixels
+        assert batches[0] == batches[1] and len(batches[0]) > 4
+
+
+def test_every_form_gives_the_same_loss(folder: Path, exported: Path) -> None:
+    module = tiny.distill_module()
+    module.configure_model()
+    losses = []
+    for train in (folder / "rationales.jsonl", exported / "sharegpt.json", exported / "datasets"):
+        batches = list(_data(folder, train=str(train)).train_dataloader())[:3]
+        with torch.no_grad():
+            losses.append([float(module._loss(batch)[0]) for batch in batches])
+    assert losses[0] == losses[1] == losses[2] and len(set(losses[0])) == 3
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_validation_on_every_form_is_cut_by_pairs(file: str, folder: Path, exported: Path) -> None:
+    both = [
+        _data(folder, val=val, limit_val=3, val_preferences=str(folder / "preferences.jsonl"))
+        for val in (str(folder / "rationales.jsonl"), str(exported / file))
+    ]
+    ours, theirs = (list(data.val_dataloader()[0]) for data in both)
+    assert ours == theirs and [len(batch) for batch in ours] == [4, 4, 4]
+
+
+def test_several_files_follow_each_other(folder: Path, exported: Path) -> None:
+    one = _data(folder)
+    paths = [str(exported / "sharegpt.json"), str(folder / "rationales.jsonl"), str(exported / "datasets")]
+    several = _data(folder, train=paths, val=paths[:2], limit_val=1)
+    loaded = [row.load(FORMAT) for row in several.rows]
+    assert loaded == [row.load(FORMAT) for row in one.rows] * 3
+    assert [type(row) for row in several.val_rows] == [Conversation] * 4 + [SupervisedRow] * 4
+
+
+@pytest.mark.parametrize("file", ["sharegpt.json", "datasets", "datasets/one.parquet"])
+def test_conversations_in_another_format_are_refused_by_both_names(file: str, exported: Path) -> None:
+    with pytest.raises(
+        ValueError, match=rf"written in format {FORMAT.fingerprint}, but the student learns 'default' \(.*set `format`"
+    ):
+        _data(exported, train=str(exported / file), format=None)
+    with pytest.raises(ValueError, match=rf"with template '.*own_wording\.yaml' \({OWN.fingerprint}\)"):
+        _data(exported, val=str(exported / file), format=OWN, train=_written_in(OWN, exported, exported.parent))
+
+
+def test_without_a_fingerprint_answers_are_read_and_wording_is_compared(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "plain", symlinks=True)
+    for path in (tmp_path / "plain").rglob("critique_format.json"):
+        path.unlink()
+    path = str(tmp_path / "plain" / "sharegpt.json")
+    # what it says of itself and what is found out are the same, and warnings would be errors
+    rows = json.loads(Path(path).read_text())
+    bare = tmp_path / "plain" / "bare.json"
+    bare.write_text(json.dumps([{key: row[key] for key in ("messages", "images")} for row in rows]))
+    told, found = _data(exported, train=path), _data(exported, train=str(bare))
+    assert [(row.kind, row.task) for row in found.rows] == [(row.kind, row.task) for row in told.rows]  # type: ignore[union-attr]
+    assert _fetched(found) == _fetched(told) == _fetched(_data(exported))
+    # two aspects instead of three are another rubric's
+    two = yaml.safe_load((RUBRIC_FOLDER / "shapes.yaml").read_text())
+    two["aspects"] = [aspect for aspect in two["aspects"] if aspect["key"] != "text_rendering"]
+    two["pointwise"] = "look at it"
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(two))
+    with pytest.warns(
+        UserWarning, match=rf"sharegpt\.json: {len(rows) // 2} of {len(rows)} conversations ask in other words than format"
+    ):
+        _data(exported, train=path, format=CritiqueFormat(str(tmp_path / "two.yaml")))
+    two["aspects"] = [{"key": "charm", "title": "Charm"}]
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(two))
+    with pytest.raises(
+        ValueError, match=r"no answer is one that the student's format \(.*other.yaml'\) can read; .*row 1: .*Charm is missing"
+    ):
+        _data(exported, train=path, format=CritiqueFormat(str(tmp_path / "other.yaml")))
+
+
+def _fetched(data: RationaleDataModule) -> list[Any]:
+    return data._fetch(data.rows)
+
+
+def test_rows_that_cannot_be_read_are_left_out_with_a_warning(exported: Path, tmp_path: Path) -> None:
+    rows = json.loads((exported / "sharegpt.json").read_text())
+    rows[0]["messages"][-1]["content"] = "a nice picture"
+    rows[5]["messages"][-1]["content"] = rows[5]["messages"][-1]["content"].replace("## Score", "## Mark")
+    _beside(exported, tmp_path)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    with pytest.warns(UserWarning) as caught:
+        data = _data(exported, train=str(tmp_path / "rows.json"))
+    (warning,) = caught
+    assert "2 of" in str(warning.message) and "rows.json, row 1: as a point: Text Faithfulness is missing" in str(warning.message)
+    assert len(data.rows) == len(rows) - 2
+
+
+def _beside(exported: Path, folder: Path) -> None:
+    (folder / "pictures").symlink_to(exported / "pictures")
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda row: row["images"].append(row["images"][0]), "row 3: .* <image> in the messages, but .* images; correct the row"),
+        (lambda row: row["messages"].pop(), "row 3: the turns are of system, user; the last two must be"),
+        (lambda row: row.pop("messages"), "row 3: the row has images, .*; a conversation has messages and images"),
+    ],
+)
+def test_a_broken_conversation_is_an_error_by_row(edit: Any, says: str, exported: Path, tmp_path: Path) -> None:
+    rows = json.loads((exported / "sharegpt.json").read_text())
+    edit(rows[2])
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    _beside(exported, tmp_path)
+    with pytest.raises(ValueError, match=rf"rows\.json, {says}"):
+        _data(exported, train=str(tmp_path / "rows.json"))
+
+
+def test_pictures_that_are_not_there_are_missed_at_setup(exported: Path, tmp_path: Path) -> None:
+    shutil.copy(exported / "sharegpt.json", tmp_path / "rows.json")
+    with pytest.raises(ValueError, match=r"rows\.json, row 1: picture .*pictures/.* does not exist"):
+        _data(exported, train=str(tmp_path / "rows.json"))
+    found = _data(exported, train=str(tmp_path / "rows.json"), pictures_root=str(exported))
+    assert _fetched(found) == _fetched(_data(exported))
+
+
+def test_folders_and_files_that_hold_nothing(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has neither a rationales.jsonl nor parquet files; give the path of a file"):
+        _data(tmp_path, train=str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match=r"gone\.json does not exist"):
+        _data(tmp_path, train=str(tmp_path / "gone.json"))
+    rows = [row for row in json.loads((exported / "sharegpt.json").read_text()) if row["kind"] == "point"]
+    (tmp_path / "points.json").write_text(json.dumps(rows))
+    _beside(exported, tmp_path)
+    with pytest.raises(ValueError, match=rf"points\.json: none of {len(rows)} conversations are of the kinds that are asked for"):
+        _data(tmp_path, train=str(tmp_path / "points.json"), pointwise=False)
+
+
+# the six files of RationalRewards-SFTData, by their names on the hub: kind, task, pictures
+SFT_FILES: dict[str, tuple[str, str, int]] = {
+    "editreward_pairwisev4_42k_updated.jsonl": ("pair", "edit", 3),
+    "editpica_pairwisev4_33k_updated.jsonl": ("pair", "edit", 3),
+    "editreward_pointwise_filtered_updated.jsonl": ("point", "edit", 2),
+    "pica_pointwise_filtered_updated.jsonl": ("point", "edit", 2),
+    "t2i_pairwisev4all_85k_updated.jsonl": ("pair", "t2i", 2),
+    "t2i_pointwise_updated.jsonl": ("point", "t2i", 1),
+}
+ASPECTS = {
+    "t2i": ("Text Faithfulness", "Physical and Visual Quality", "Text Rendering"),
+    "edit": ("Text Faithfulness", "Image Faithfulness", "Physical and Visual Quality", "Text Rendering"),
+}
+
+
+def _sft_answer(kind: str, task: str, style: int) -> str:
+    """An answer in one of the forms that theirs come in: scores before or after, bold, out of four, N/A, and a request refined."""
+    lines = ["# User Request Analysis:", "It asks for a cat.", "# Detailed Judgement:"]
+    for number, title in enumerate(ASPECTS[task], start=1):
+        text = "N/A" if title == "Text Rendering" and style % 2 else ("3.5", "**3.5**", "3.5/4", "3")[style % 4]
+        scores = [f"## Score: {text}"] if kind == "point" else [f"## Score A: {text}", f"## Score B: {text.replace('3', '2', 1)}"]
+        judged = [f"## Justification: the {title.lower()} of it,\nseen twice"]
+        lines += [f"{number}. {title}:", *(scores + judged if style % 3 == 0 else judged + scores)]
+        lines += ["## Winner: Image A"] if kind == "pair" else []
+    lines += ["# Summary: good"]
+    lines += (
+        ["# User Request Refinement:", "## Refinement Comments: none", "## Refined Request: a cat\non a mat"]
+        if kind == "point"
+        else []
+    )
+    return ("<think>\n\n</think>\n\n" if style % 2 else "") + "\n".join(lines)
+
+
+def _sft_data(folder: Path, rows: int = 8) -> list[Path]:
+    """The six files in their schema, drawn: lines in some and a list in others, with and without a system turn."""
+    for number in range(30):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (number * 8,) * 3).save(folder / "images" / f"{number}.jpg")
+    paths = []
+    for order, (name, (kind, task, count)) in enumerate(SFT_FILES.items()):
+        written = []
+        for number in range(rows):
+            labels = ["Source Image: <image>"] if task == "edit" else []
+            labels += [f"Image {which}: <image>" for which in "AB"] if kind == "pair" else ["Edited Image: <image>"]
+            text = "Judge what was made.\nInstruction: a cat\n" + "\n".join(labels) + "\nAnswer in the form you know."
+            messages = [{"role": "user", "content": text}, {"role": "assistant", "content": _sft_answer(kind, task, number)}]
+            messages[:0] = [{"role": "system", "content": "You are an expert."}] if kind == "point" else []
+            images = [f"images/{(number * count + k) % 30}.jpg" for k in range(count)]
+            written.append({"messages": messages, "images": images})
+        paths.append(folder / name)
+        paths[-1].write_text(json.dumps(written, indent=2) if order % 2 else "".join(json.dumps(row) + "\n" for row in written))
+    return paths
+
+
+def _sft_template(path: Path) -> CritiqueFormat:
+    """Their words as a template: what their critic is to be asked in."""
+    opening = "Judge what was made.\nInstruction: {request}\n"
+    closing = "\nAnswer in the form you know."
+
+    def turns(*labels: str, system: bool) -> list[dict[str, str]]:
+        said = [{"role": "user", "text": opening + "\n".join(labels) + closing}]
+        return [{"role": "system", "text": "You are an expert."}, *said] if system else said
+
+    both = ("Image A: {image_a}", "Image B: {image_b}")
+    wording = {
+        "source_label": "Source Image: ",
+        "pointwise": {
+            "t2i": turns("Edited Image: {image}", system=True),
+            "edit": turns("{sources}", "Edited Image: {image}", system=True),
+        },
+        "pairwise": {"t2i": turns(*both, system=False), "edit": turns("{sources}", *both, system=False)},
+    }
+    path.write_text(yaml.safe_dump(wording))
+    return CritiqueFormat(template=str(path))
+
+
+def test_the_six_files_of_the_published_set_are_read(tmp_path: Path) -> None:
+    paths = list(map(str, _sft_data(tmp_path)))
+    format = _sft_template(tmp_path / "theirs.yaml")
+    data = RationaleDataModule(paths, format, batch_size=5, val=paths[:1], limit_val=3)
+    data.setup("fit")  # their words are the template's, so there is nothing to warn of
+    found = Counter((row.kind, row.task, len(row.images)) for row in data.rows)  # type: ignore[union-attr]
+    expected: Counter[Any] = Counter()
+    for told in SFT_FILES.values():
+        expected[told] += 8
+    assert found == expected and len(data.val_rows) == 3
+    for row in data.rows:
+        messages, answer = row.load(format)
+        assert isinstance(row, Conversation) and answer.startswith("# User Request Analysis:")
+        reward = format.parse(answer, row.task).failure if row.kind == "point" else format.parse_pair(answer, row.task).verdict()  # type: ignore[arg-type]
+        assert reward == ("" if row.kind == "point" else "A")
+        parts = messages[-1]["content"]
+        # each picture follows its own label
+        shown = {parts[i - 1]["text"].splitlines()[-1]: part["image"] for i, part in enumerate(parts) if part["type"] == "image"}
+        labels = ["Source Image: "] * (row.task == "edit") + (
+            ["Image A: ", "Image B: "] if row.kind == "pair" else ["Edited Image: "]
+        )
+        assert list(shown) == labels
+        levels = [image.getpixel((0, 0))[0] / 8 for image in shown.values()]
+        assert levels == pytest.approx(
+            [int(Path(name).stem) for name in row.images], abs=0.3
+        )  # JPEG; two pictures are 8 levels apart
+    batches = list(data.train_dataloader())
+    assert sum(map(len, batches)) == 48 and max(map(len, batches)) == 5
+
+
+def test_the_published_set_in_other_words_is_warned_of(tmp_path: Path) -> None:
+    paths = list(map(str, _sft_data(tmp_path)))
+    with pytest.warns(UserWarning) as caught:
+        RationaleDataModule(paths, CritiqueFormat()).setup("fit")
+    assert len(caught) == 6
+    for warning in caught:
+        assert "8 of 8 conversations ask in other words than format 'default'" in str(warning.message)
+
+
+def test_the_student_learns_from_the_published_set(tmp_path: Path) -> None:
+    paths = list(map(str, _sft_data(tmp_path, rows=2)))
+    format = _sft_template(tmp_path / "theirs.yaml")
+    module = tiny.distill_module(format=format, max_length=2048)
+    module.configure_model()
+    data = RationaleDataModule(paths, format, batch_size=4)
+    data.setup("fit")
+    for batch in data.train_dataloader():
+        loss, tokens = module._loss(batch)
+        assert torch.isfinite(loss) and tokens > 100

@@ -99,7 +99,7 @@ def test_an_edit_is_preferred_over_its_source(tmp_path: Path) -> None:
         ("a.jsonl", json.dumps(OWN[0]) + "\n" + json.dumps(OWN[0]), "id 'a' occurs twice"),
         ("a.jsonl", '{"id": ', "not JSON"),
         ("a.json", '{"id": 1}', "holds no list of rows"),
-        ("a.json", '[{"id": 1},\n', "line 2: not JSON"),
+        ("a.json", "[" + json.dumps(OWN[0]) + ",\n", "line 2: not JSON"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:

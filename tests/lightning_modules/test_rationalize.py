@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,15 @@ import yaml
 from rationalrewards.callbacks import RationaleWriter
 from rationalrewards.components.chat import ChatReply, ChatRequest
 from rationalrewards.components.critique import CritiqueFormat
-from rationalrewards.components.parrot import Ledger, ParrotOptions, rationalize
-from rationalrewards.components.records import Preference, Rationale, read_jsonl
+from rationalrewards.components.parrot import Ledger, ParrotOptions, ScreenOptions, rationalize, read_ledgers
+from rationalrewards.components.records import Preference, Rationale, read_jsonl, write_jsonl
 from rationalrewards.components.shapes.teacher import ShapesTeacher
 from rationalrewards.datamodules import PreferenceDataModule
 from rationalrewards.lightning_modules import RationalizeModule
 
 pytestmark = tiny.QUIET
 
-OPTIONS = ParrotOptions(control_share=0.5, seed=4)
+OPTIONS = ParrotOptions(control_share=0.5, audit_share=0.5, seed=4, screen=ScreenOptions(min_contrast=0.0))
 
 
 class Counting(ShapesTeacher):
@@ -53,8 +54,14 @@ def predict(teacher: ShapesTeacher, file: Path, out: Path, format: CritiqueForma
     trainer.predict(module, PreferenceDataModule(str(file), batch_size=5), return_predictions=False)
 
 
-def ledger(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
+def outcomes_of(out: Path) -> dict[str, dict[str, Any]]:
+    with read_ledgers(out) as ledger:
+        return {outcome["pair"]: outcome for outcome in ledger.outcomes()}
+
+
+def calls_of(out: Path) -> list[dict[str, Any]]:
+    with read_ledgers(out) as ledger:
+        return [call for name in outcomes_of(out) for call in ledger.calls(name)]
 
 
 def test_writes_what_the_stages_give(file: Path, tmp_path: Path) -> None:
@@ -76,9 +83,7 @@ def test_writes_what_the_stages_give(file: Path, tmp_path: Path) -> None:
     assert (summary["pairs"], summary["kept"]) == (len(pairs), len(kept))
     assert sum(summary["reasons"].values()) == len(pairs) - len(kept)
     assert summary["control_pairs"] == sum(outcome.wrong_label_passed is not None for outcome in outcomes) > 0
-    told = {row["pair"]: row for row in ledger(tmp_path) if row["stage"] == "outcome"}
-    assert {name: row["kept"] for name, row in told.items()} == {o.pair.id: o.rationale is not None for o in outcomes}
-    assert {name: row["reason"] for name, row in told.items()} == {o.pair.id: o.reason for o in outcomes}
+    assert outcomes_of(tmp_path) == {outcome.pair.id: outcome.as_json() for outcome in outcomes}
 
 
 # without {answer}: the simulated teacher would take a request that names the refined request for one of refinement
@@ -106,7 +111,7 @@ def test_the_teacher_is_asked_in_the_words_of_a_template(file: Path, tmp_path: P
     written = read_jsonl(tmp_path / "rationales.jsonl", Rationale)
     assert written and {rationale.format for rationale in written} == {own.fingerprint}
     assert own.fingerprint != CritiqueFormat("shapes").fingerprint
-    asked = Counter(row["stage"] for row in ledger(tmp_path))
+    asked = Counter(call["stage"] for call in calls_of(tmp_path))
     # what the student learns to answer is asked in its words; the two other stages are the teacher's alone
     assert sum("Two: " in text for text in texts) == asked["anchor"] + asked["control-anchor"] > 0
     assert sum("Graded: " in text for text in texts) == asked["project"] > 0
@@ -143,10 +148,43 @@ def test_a_finished_run_asks_nothing_again(file: Path, tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in tmp_path.glob("*.json*")} == before
 
 
+def test_a_picture_that_cannot_be_read_costs_its_pair_alone(file: Path, tmp_path: Path) -> None:
+    pairs = read_jsonl(file, Preference)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(Path(pairs[0].candidates[0]).read_bytes()[:60])
+    write_jsonl(tmp_path / "pairs.jsonl", [replace(pairs[0], candidates=(str(broken), pairs[0].candidates[1])), *pairs[1:]])
+    predict(Counting(), tmp_path / "pairs.jsonl", tmp_path / "out")
+    told = outcomes_of(tmp_path / "out")
+    assert len(told) == len(pairs)
+    unread = [name for name, outcome in told.items() if outcome["last_stage"] == "screen"]
+    assert unread == [pairs[0].id]
+    assert "broken.png cannot be read" in told[pairs[0].id]["reason"]
+    # mended, it comes in with the next run: what could not be read is looked at again
+    broken.write_bytes(Path(pairs[0].candidates[0]).read_bytes())
+    predict(Counting(), tmp_path / "pairs.jsonl", tmp_path / "out")
+    assert outcomes_of(tmp_path / "out")[pairs[0].id]["last_stage"] != "screen"
+
+
+def test_pictures_that_are_all_missing_stop_the_run(file: Path, tmp_path: Path) -> None:
+    lost = [replace(pair, candidates=("no/a.png", "no/b.png")) for pair in read_jsonl(file, Preference)]
+    write_jsonl(tmp_path / "pairs.jsonl", lost)
+    with pytest.raises(ValueError, match=r"none of 5 pairs has pictures that can be read; the first: .*no/a\.png does not exist"):
+        predict(Counting(), tmp_path / "pairs.jsonl", tmp_path / "out")
+
+
+def test_a_pair_that_comes_twice_is_asked_about_once(file: Path, tmp_path: Path) -> None:
+    pairs = read_jsonl(file, Preference)
+    twin = replace(pairs[0], id="twin", candidates=(pairs[0].candidates[1], pairs[0].candidates[0]), label=1.0 - pairs[0].label)
+    write_jsonl(tmp_path / "pairs.jsonl", [*pairs, twin])
+    predict(Counting(), tmp_path / "pairs.jsonl", tmp_path / "out")
+    assert outcomes_of(tmp_path / "out")["twin"]["reason"] == f"duplicate: of {pairs[0].id}"
+    assert {call["pair"] for call in calls_of(tmp_path / "out")} == {pair.id for pair in pairs}
+
+
 def test_failed_questions_are_asked_again_and_the_pair_comes_in(file: Path, tmp_path: Path) -> None:
     first = Counting(failing=[1, 3], hallucination=0.0)
     predict(first, file, tmp_path)
-    failures = [row for row in ledger(tmp_path) if row.get("failure")]
+    failures = [call for call in calls_of(tmp_path) if call["failure"]]
     lost = {row["pair"] for row in failures}
     assert len(failures) == 2
     without = {rationale.pair.id for rationale in read_jsonl(tmp_path / "rationales.jsonl", Rationale)}
@@ -157,9 +195,8 @@ def test_failed_questions_are_asked_again_and_the_pair_comes_in(file: Path, tmp_
     predict(Counting(hallucination=0.0), file, undisturbed)
     expected = {r.pair.id: r.pair_text for r in read_jsonl(undisturbed / "rationales.jsonl", Rationale)}
     assert {r.pair.id: r.pair_text for r in read_jsonl(tmp_path / "rationales.jsonl", Rationale)} == expected
-    answered = Counter(
-        (row["pair"], row["stage"], row["sample"], row["request"]) for row in ledger(tmp_path) if row.get("failure") == ""
-    )
+    calls = calls_of(tmp_path)
+    answered = Counter((call["pair"], call["stage"], call["sample"], call["request"]) for call in calls if not call["failure"])
     assert set(answered.values()) == {1}
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads((undisturbed / "summary.json").read_text())
 

@@ -10,7 +10,8 @@ import tiny
 from rationalrewards.callbacks import RefinementWriter
 from rationalrewards.components.critic import Critic
 from rationalrewards.components.critique import CritiqueFormat
-from rationalrewards.components.records import PromptRecord, Refinement, open_picture, read_jsonl
+from rationalrewards.components.pictures import open_picture
+from rationalrewards.components.records import PromptRecord, Refinement, read_jsonl
 from rationalrewards.components.refine import ARMS, RefineOptions
 from rationalrewards.components.rewards import SanityError, SanityGate
 from rationalrewards.datamodules import PromptDataModule

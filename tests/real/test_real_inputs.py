@@ -27,6 +27,8 @@ from rationalrewards.components.critique.teacher import (
     project_messages,
     refine_messages,
 )
+from rationalrewards.components.parrot import read_ledgers
+from rationalrewards.components.pictures import open_picture
 from rationalrewards.components.records import (
     AspectComparison,
     AspectCritique,
@@ -38,7 +40,6 @@ from rationalrewards.components.records import (
     Refinement,
     Task,
     Unscored,
-    open_picture,
     read_jsonl,
     write_jsonl,
 )
@@ -252,11 +253,10 @@ def real_pairs(real: Path, folder: Path) -> Path:
 
 def ledger_of(folder: Path, pairs: Sequence[Preference]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Questions and outcomes, checked to tell the whole story of every pair."""
-    entries = rows(folder / "ledger.jsonl")
-    questions = [entry for entry in entries if entry["stage"] != "outcome"]
-    outcomes = {entry["pair"]: entry for entry in entries if entry["stage"] == "outcome"}
+    with read_ledgers(folder) as ledger:
+        outcomes = {outcome["pair"]: outcome for outcome in ledger.outcomes()}
+        questions = [call for pair in pairs for call in ledger.calls(pair.id)]
     assert set(outcomes) == {pair.id for pair in pairs}
-    assert len(entries) - len(questions) == len(pairs)
     per_stage = {"anchor": 1, "check": 1, "project": 2, "refine": 2}
     for pair in pairs:
         outcome = outcomes[pair.id]
@@ -278,7 +278,7 @@ def ledger_of(folder: Path, pairs: Sequence[Preference]) -> tuple[list[dict[str,
 
 @pytest.mark.slow
 def test_rationalize_accounts_for_every_real_pair(untrained: Path, real: Path, tmp_path: Path) -> None:
-    options = {"max_tokens": 24, "control_share": 0.5, "seed": 1}
+    options = {"max_tokens": 24, "control_share": 0.5, "audit_share": 0.0, "attempts": 1, "seed": 1}
     model = module("RationalizeModule", teacher=model_of(untrained), format={"rubric": "default"}, options=options)
     out = run("predict", model, preferences(path := real_pairs(real, tmp_path)), "RationaleWriter", tmp_path)
     pairs = read_jsonl(path, Preference)
@@ -470,7 +470,7 @@ def taught(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rationales_of_real_pairs(taught: Path, real: Path, tmp_path: Path) -> None:
     agreed, other = two_pairs(real)
     write_jsonl(tmp_path / "pairs.jsonl", [agreed, other])
-    options = {"max_tokens": 160, "temperature": 0.0, "control_share": 1.0}
+    options = {"max_tokens": 160, "temperature": 0.0, "control_share": 1.0, "audit_share": 0.0, "attempts": 1}
     model = module("RationalizeModule", teacher=model_of(taught), format={"rubric": RUBRIC}, options=options)
     out = run("predict", model, preferences(tmp_path / "pairs.jsonl"), "RationaleWriter", tmp_path)
     _, outcomes = ledger_of(out, [agreed, other])

@@ -454,6 +454,19 @@ def test_what_is_sent(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> N
     assert "s3cret" not in str({key: value for key, value in vars(chat).items() if not key.startswith("_")})
 
 
+def test_fields_go_by_the_names_of_the_api(server: FaultServer) -> None:
+    with _chat(server.url, fields={"max_tokens": "max_completion_tokens", "seed": None, "temperature": None}) as chat:
+        assert chat.complete([_ask("hello", max_tokens=9, temperature=0.25, seed=4)])[0].text
+        assert "max_completion_tokens" in chat.fingerprint
+    body = server.bodies[-1]
+    assert body["max_completion_tokens"] == 9
+    assert not {"max_tokens", "seed", "temperature"} & set(body)
+    with pytest.raises(
+        ValueError, match="fields: 'top_k' is none of max_tokens, temperature, seed, stop; further fields go into"
+    ):
+        OpenAIChat("m", server.url, fields={"top_k": None})
+
+
 def test_addresses_that_are_refused() -> None:
     with pytest.raises(ValueError, match="base_url holds a password; put it into the environment, as the key in MY_KEY"):
         OpenAIChat("m", ["http://a/v1", "http://me:s3cret@b/v1"], api_key_env="MY_KEY")

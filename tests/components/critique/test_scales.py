@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rationalrewards.components.critique import CritiqueFormat, swap_pair
 from rationalrewards.components.critique.rubric import RUBRIC_FOLDER
 from rationalrewards.components.critique.teacher import HINT
 from rationalrewards.components.pages import Scored, critiques_page, gallery_page
-from rationalrewards.components.parrot import Ledger, ParrotOptions, rationalize
+from rationalrewards.components.parrot import Ledger, ParrotOptions, ScreenOptions, rationalize
 from rationalrewards.components.records import (
     TASKS,
     AspectComparison,
@@ -326,7 +327,8 @@ def pairs(tmp_path: Path) -> list[Preference]:
 
 
 def test_parrot_goes_by_the_scale(half: CritiqueFormat, pairs: list[Preference]) -> None:
-    outcomes = rationalize(pairs, Brightness(half), half, ParrotOptions(control_share=0.0), Ledger())
+    options = ParrotOptions(control_share=0.0, audit_share=0.0, screen=ScreenOptions(min_side=4, min_contrast=0.0))
+    outcomes = rationalize(pairs, Brightness(half), half, options, Ledger())
     assert [outcome.reason for outcome in outcomes] == [""] * 4
     for outcome in outcomes:
         assert outcome.rationale is not None and outcome.rationale.format == half.fingerprint
@@ -334,7 +336,7 @@ def test_parrot_goes_by_the_scale(half: CritiqueFormat, pairs: list[Preference])
         rewards = [half.parse(text, "t2i").reward() for text in outcome.rationale.point_texts]
         assert abs(rewards[0] - rewards[1]) == pytest.approx(0.05)  # type: ignore[operator]
     # the margin is a share of the scale: half a point of ten is no more than 0.06
-    dropped = rationalize(pairs, Brightness(half), half, ParrotOptions(control_share=0.0, order_margin=0.06), Ledger())
+    dropped = rationalize(pairs, Brightness(half), half, replace(options, order_margin=0.06), Ledger())
     assert {outcome.reason for outcome in dropped} == {"projected scores do not order the pair as the label does"}
 
 

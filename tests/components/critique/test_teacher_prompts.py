@@ -11,10 +11,11 @@ from rationalrewards.components.critique.teacher import (
     HINT,
     anchor_messages,
     check_messages,
-    label_echo,
     mask_comment,
     merge_refinement,
     project_messages,
+    read_messages,
+    read_scores,
     read_verdict,
     refine_messages,
 )
@@ -90,9 +91,9 @@ def test_only_a_plain_verdict_is_one(answer: str, verdict: str | None) -> None:
 
 
 def test_masking_hides_what_gives_the_verdict_away() -> None:
-    everything = mask_comment(FORMAT, COMMENT, "edit", "all")
-    scores = mask_comment(FORMAT, COMMENT, "edit", "scores")
-    words = mask_comment(FORMAT, COMMENT, "edit", "justifications")
+    everything = mask_comment(FORMAT, PAIR, "edit", "all")
+    scores = mask_comment(FORMAT, PAIR, "edit", "scores")
+    words = mask_comment(FORMAT, PAIR, "edit", "justifications")
     assert everything == COMMENT
     for text in (scores, words):
         for judged in PAIR.aspects.values():
@@ -101,42 +102,29 @@ def test_masking_hides_what_gives_the_verdict_away() -> None:
     assert "Score A: 1.5 Score B: 3.5" in scores
     assert not re.search(r"\d", words)
     with pytest.raises(ValueError, match="justifications, scores or all, got 'winners'"):
-        mask_comment(FORMAT, COMMENT, "edit", "winners")
+        mask_comment(FORMAT, PAIR, "edit", "winners")
 
 
 def test_masked_scores_are_written_as_a_critic_writes_them() -> None:
-    shown = mask_comment(FORMAT, COMMENT, "edit", "scores")
+    shown = mask_comment(FORMAT, PAIR, "edit", "scores")
     assert "Score A: N/A Score B: N/A" in shown
     assert "NotApplicable" not in shown
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Image A is better, as people preferred",
-        "in line with the human preference",
-        "As told, B wins",
-        "going by the reference comment",
-        "Given the label, A",
-        "matches the ground-truth",
-    ],
-)
-def test_a_label_echo_is_found(text: str) -> None:
-    assert label_echo(f"sharp edges.\n{text}.") in f"sharp edges.\n{text}."
-    assert label_echo(text) != ""
-
-
-@pytest.mark.parametrize(
-    "text", ["two people stand on grass", "I prefer neither", "the label on the bottle reads COLA", "A human face"]
-)
-def test_ordinary_words_are_no_echo(text: str) -> None:
-    assert label_echo(text) == "" == label_echo(text, single=True)
-
-
-@pytest.mark.parametrize("text", ["sharper than the other picture", "better than Image B"])
-def test_naming_another_picture_gives_the_reference_away_in_a_critique_of_one(text: str) -> None:
-    assert label_echo(text) == ""
-    assert label_echo(text, single=True) != ""
+def test_a_blind_reader_is_shown_words_alone_and_answers_with_scores() -> None:
+    aspects = {
+        "text_faithfulness": AspectCritique("the hat is missing", 1.5),
+        "image_faithfulness": AspectCritique("all kept", 4.0),
+        "physical_quality": AspectCritique("soft", 2.5),
+        "text_rendering": AspectCritique("none asked", NotApplicable()),
+    }
+    messages = read_messages(FORMAT, Critique(aspects, "so so", refined_request="a better request"), "edit")
+    assert _images(messages) == []
+    text = _text(messages)
+    assert all(judged.justification in text for judged in aspects.values())
+    assert not any(said in text for said in ("1.5", "2.5", "so so", "a better request"))
+    answer = "**Text Faithfulness**: 2\nImage Faithfulness: 3.5\nPhysical and Visual Quality: 7\nText Rendering: N/A"
+    assert read_scores(FORMAT, answer, "edit") == {"text_faithfulness": 2.0, "image_faithfulness": 3.5}
 
 
 def test_merging_a_refinement_keeps_the_judgement() -> None:

@@ -1,32 +1,36 @@
-"""The ledger: a run that is killed anywhere goes on where it was, and two runs cannot write one file."""
+"""The ledger: a run that is killed anywhere goes on where it was, nothing is ever taken back, and two runs cannot write one file."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from rationalrewards.components.answer_form import AnswerForm
 from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
-from rationalrewards.components.parrot import Job, Ledger
+from rationalrewards.components.parrot import Job, Ledger, ParrotOptions, Price, read_ledgers
 
 
 class Teacher(ChatModel):
     """Answers every question differently, but those about the words in ``failing``; remembers what it was asked."""
 
-    def __init__(self, failing: Sequence[str] = ()) -> None:
+    def __init__(self, failing: Sequence[str] = (), name: str = "a teacher") -> None:
         self.failing = failing
+        self.name = name
         self.asked: list[str] = []
 
     @property
     def identity(self) -> str:
-        return "a teacher"
+        return self.name
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         self.asked += [request.text() for request in requests]
@@ -45,20 +49,31 @@ def _job(name: str, stage: str = "anchor", sample: int = 0, **settings: object) 
 
 
 JOBS = [_job(name) for name in ("one", "two", "three")]
+REPLIES = ["Über one 日本\u2028🙂", "Über two 日本\u2028🙂", "Über three 日本\u2028🙂"]
+
+
+def ask(ledger: Ledger, teacher: Teacher, jobs: Sequence[Job] = JOBS, **options: Any) -> list[ChatReply]:
+    ledger.begin(teacher, "a format", ParrotOptions(**options))
+    return ledger.ask(teacher.stream, jobs)
+
+
+def table(path: Path, query: str) -> list[Any]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(query).fetchall()
 
 
 def test_an_answered_question_is_never_asked_again(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "ledger.jsonl"
+    path = tmp_path / "run" / "ledger.db"
     teacher = Teacher()
     with Ledger(path) as ledger:
-        first = ledger.ask(teacher, JOBS[:2])
-        assert ledger.ask(teacher, JOBS)[:2] == first  # within a run
+        first = ask(ledger, teacher, JOBS[:2])
+        assert ask(ledger, teacher)[:2] == first  # within a run
         assert (teacher.asked, ledger.asked) == (["one", "two", "three"], 3)
     with Ledger(path) as ledger:
         again = Teacher()
-        replies = ledger.ask(again, JOBS[::-1])
+        replies = ask(ledger, again, JOBS[::-1])
         assert (again.asked, ledger.asked) == ([], 0)  # across runs, in any order
-    assert [reply.text for reply in replies[::-1]] == [reply.text for reply in Teacher().complete([job.request for job in JOBS])]
+    assert [reply.text for reply in replies[::-1]] == REPLIES
     assert (replies[0].prompt_tokens, replies[0].completion_tokens) == (3, 5)
 
 
@@ -73,99 +88,168 @@ def test_another_question_is_another_question(tmp_path: Path) -> None:
         replace(JOBS[0], request=replace(request, temperature=0.5)),
         replace(JOBS[0], request=replace(request, max_tokens=9)),
         replace(JOBS[0], request=replace(request, stop=("x",))),
+        replace(JOBS[0], request=replace(request, form=AnswerForm(["yes"]))),
         replace(JOBS[0], request=replace(request, messages=[{"role": "user", "content": shown}])),
     ]
-    with Ledger(tmp_path / "ledger.jsonl") as ledger:
-        ledger.ask(Teacher(), JOBS[:1])
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        ask(ledger, Teacher(), JOBS[:1])
         for job in others:
             before = ledger.asked
-            ledger.ask(Teacher(), [job])
+            ask(ledger, Teacher(), [job])
             assert ledger.asked == before + 1
-    assert len({job.digest for job in others[3:]}) == 5
+        # other weights are another teacher; other options alone are not, where the request is the same
+        ask(ledger, Teacher(), JOBS[:1], control_share=0.5)
+        assert ledger.asked == before + 1
+        ask(ledger, Teacher(name="another"), JOBS[:1])
+        assert ledger.asked == before + 2
+    assert len({job.digest() for job in others[3:]}) == 6
 
 
 def test_a_failure_is_asked_again_and_stays_on_file(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
+    path = tmp_path / "ledger.db"
     with Ledger(path) as ledger:
-        assert ledger.ask(Teacher(failing=["two"]), JOBS)[1].failure == "cut off"
-        assert ledger.ask(Teacher(failing=["two"]), JOBS)[1].failure == "cut off"
+        assert ask(ledger, Teacher(failing=["two"]))[1].failure == "cut off"
+        assert ask(ledger, Teacher(failing=["two"]))[1].failure == "cut off"
     with Ledger(path) as ledger:
         teacher = Teacher()
-        assert ledger.ask(teacher, JOBS)[1].failure == ""
+        assert ask(ledger, teacher)[1].failure == ""
         assert teacher.asked == ["two"]
     with Ledger(path) as ledger:
-        assert ledger.ask(Teacher(), JOBS)[1].text.startswith("Über two")
+        assert ask(ledger, Teacher())[1].text == REPLIES[1]
         assert ledger.asked == 0
-    lines = [json.loads(line) for line in path.read_text().split("\n") if line]
-    assert [(line["pair"], line["attempt"], line["failure"]) for line in lines] == [
-        ("one", 1, ""),
-        ("two", 1, "cut off"),
-        ("three", 1, ""),
-        ("two", 2, "cut off"),
-        ("two", 3, ""),
+        calls = ledger.calls("two")
+    assert [(call["attempt"], call["failure"], call["answer"]) for call in calls] == [
+        (1, "cut off", "half"),  # for the record
+        (2, "cut off", "half"),
+        (3, "", REPLIES[1]),
     ]
-    assert {line["teacher"] for line in lines} == {"a teacher"}
-    assert lines[1]["answer"] == "half"  # for the record
+    assert {(call["teacher"], call["format"]) for call in calls} == {("a teacher", "a format")}
+    assert [len(table(path, f"SELECT * FROM calls WHERE pair = '{name}'")) for name in ("one", "two", "three")] == [1, 3, 1]
 
 
-def test_a_line_that_a_kill_cut_off_costs_one_question(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
+def test_every_call_is_filed_with_its_provenance_and_its_cost(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        teacher = Teacher(failing=["two"])
+        told = ledger.begin(teacher, "f1", ParrotOptions(seed=3), Price(2.0, 10.0, "EUR", "today"))
+        job = _job("one", "check", 2, max_tokens=7, temperature=0.5, seed=11)
+        ledger.ask(teacher.stream, [job, *JOBS[1:]])
+        (call,) = ledger.calls("one")
+        kept = ("stage", "sample", "max_tokens", "temperature", "seed", "images", "prompt_tokens", "completion_tokens", "sent")
+        assert tuple(call[name] for name in kept) == ("check", 2, 7, 0.5, 11, 1, 3, 5, 1)
+        assert call["cost"] == pytest.approx((3 * 2.0 + 5 * 10.0) / 1e6)  # prices are for a million tokens
+        assert call["seconds"] >= 0.0
+        assert told["options"]["seed"] == 3 and told == ledger.provenance(told["plan"])
+        with pytest.raises(ValueError, match="knows no plan 'x'"):
+            ledger.provenance("x")
+        usage = ledger.usage()
+        assert {stage: (found["calls"], found["failures"], found["images"]) for stage, found in usage.items()} == {
+            "check": (1, 0, 1),
+            "anchor": (2, 1, 2),
+        }
+        assert usage["anchor"]["completion_tokens"] == 7 and usage["check"]["cost"] == call["cost"]
+        another = ledger.begin(teacher, "f2", ParrotOptions(seed=3))
+        assert another["plan"] != told["plan"] and ledger.begin(teacher, "f1", ParrotOptions(seed=3))["plan"] == told["plan"]
+
+
+def test_a_ledger_only_grows(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        ask(ledger, Teacher())
+        ledger.claim("d", "one")
+        ledger.close_pairs([{"pair": "one", "kept": True}])
+    for name, column in (("runs", "teacher"), ("calls", "answer"), ("outcomes", "content"), ("digests", "pair")):
+        for change in (f"DELETE FROM {name}", f"UPDATE {name} SET {column} = 'x'"):
+            with pytest.raises(sqlite3.DatabaseError, match="a ledger only grows"):
+                table(tmp_path / "ledger.db", change)
+
+
+def test_answers_are_on_file_as_they_come(tmp_path: Path) -> None:
+    """A teacher that dies in the middle of a batch costs nothing that it had answered by then."""
+
+    class Dying(Teacher):
+        def stream(self, requests: Sequence[ChatRequest]) -> Any:
+            yield [(1, self.complete(requests[1:2])[0])]
+            raise KeyboardInterrupt
+
+    path = tmp_path / "ledger.db"
+    with Ledger(path) as ledger, pytest.raises(KeyboardInterrupt):
+        ask(ledger, Dying())
     with Ledger(path) as ledger:
-        expected = ledger.ask(Teacher(), JOBS)
-    whole = path.read_bytes()
-    start = whole.rindex(b"\n", 0, len(whole) - 1) + 1  # of the last line
-    assert b"\xf0\x9f\x99\x82" in whole[start:]  # the cuts below fall inside characters of several bytes too
-    for cut in range(start, len(whole) + 1):
-        path.write_bytes(whole[:cut])
         teacher = Teacher()
-        with Ledger(path) as ledger:
-            assert ledger.ask(teacher, JOBS) == expected
-        # nothing is lost when only the line's end is missing, nor when the line had not begun
-        assert teacher.asked == ([] if cut >= len(whole) - 1 else ["three"])
-        with Ledger(path) as ledger:
-            assert ledger.ask(Teacher(), JOBS) == expected and ledger.asked == 0
+        assert [reply.text for reply in ask(ledger, teacher)] == REPLIES
+        assert teacher.asked == ["one", "three"]
 
 
-def test_answers_of_other_ranks_are_used_and_not_copied(tmp_path: Path) -> None:
-    paths = [tmp_path / f"ledger-{rank}.jsonl" for rank in range(2)]
+def test_answers_of_other_processes_are_used_and_not_copied(tmp_path: Path) -> None:
+    paths = [tmp_path / f"ledger.rank{rank}.db" for rank in range(2)]
     for path, jobs in zip(paths, (JOBS[:2], JOBS[2:]), strict=True):
         with Ledger(path) as ledger:
-            ledger.ask(Teacher(), jobs)
-            ledger.close_pair(jobs[0].pair, {"kept": True})
+            ask(ledger, Teacher(), jobs)
+            ledger.close_pairs([{"pair": jobs[0].pair, "kept": True}])
     before = paths[1].read_bytes()
-    with Ledger(tmp_path / "new.jsonl", others=[*paths, tmp_path / "never written.jsonl"]) as ledger:
-        ledger.ask(Teacher(), JOBS)
+    with Ledger(tmp_path / "ledger.new.db", others=[*paths, tmp_path / "never written.db"]) as ledger:
+        assert [reply.text for reply in ask(ledger, Teacher())] == REPLIES
         assert ledger.asked == 0
-        assert set(ledger.outcomes) == {"one", "three"}
-    assert (tmp_path / "new.jsonl").read_bytes() == b"" and paths[1].read_bytes() == before
+        assert [outcome["pair"] for outcome in ledger.outcomes()] == ["one", "three"]
+    assert table(tmp_path / "ledger.new.db", "SELECT count(*) FROM calls") == [(0,)] and paths[1].read_bytes() == before
 
 
-def test_an_outcome_is_written_once_and_when_it_changes(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
+def test_an_outcome_is_written_when_it_changes_and_the_latest_counts(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
     for outcome in ({"kept": False, "reason": "x"}, {"kept": False, "reason": "x"}, {"kept": True, "reason": ""}):
         with Ledger(path) as ledger:
-            ledger.close_pair("one", outcome)
-    lines = [json.loads(line) for line in path.read_text().split("\n") if line]
-    assert [line["kept"] for line in lines] == [False, True]
+            ledger.close_pairs([{"pair": "one", **outcome}])
+    assert table(path, "SELECT count(*) FROM outcomes") == [(2,)]
+    with Ledger(tmp_path / "ledger.rank1.db", others=[path]) as ledger:
+        ledger.close_pairs([{"pair": "two", "kept": False}, {"pair": "one", "kept": False, "reason": "later"}])
+        assert ledger.outcome("one") == {"pair": "one", "kept": False, "reason": "later"}
+        assert ledger.outcome("none") is None
+    with read_ledgers(tmp_path) as ledger:
+        assert {outcome["pair"]: outcome["kept"] for outcome in ledger.outcomes()} == {"one": False, "two": False}
+        assert len(list(ledger.outcomes())) == 2  # each once, though both files have the first
+
+
+def test_pictures_are_found_when_the_tree_was_moved(tmp_path: Path) -> None:
+    pictures = [str(tmp_path / "tree" / "data" / name) for name in ("a.png", "images.zip/b.png")]
+    with Ledger(tmp_path / "tree" / "run" / "ledger.db") as ledger:
+        ledger.close_pairs([{"pair": "one", "candidates": pictures, "sources": []}])
+    (tmp_path / "tree").rename(tmp_path / "moved")
+    with read_ledgers(tmp_path / "moved" / "run") as ledger:
+        (outcome,) = ledger.outcomes()
+    assert outcome["candidates"] == [picture.replace("tree", "moved") for picture in pictures] and outcome["sources"] == []
+
+
+def test_the_first_with_a_digest_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
     with Ledger(path) as ledger:
-        assert ledger.outcomes["one"]["kept"] is True
+        assert [ledger.claim("d", name) for name in ("one", "two", "one")] == ["one", "one", "one"]
+        assert ledger.claim("e", "two") == "two"
+    with Ledger(path) as ledger:
+        assert ledger.claim("d", "three") == "one"
 
 
 def test_a_ledger_in_memory_writes_nothing(tmp_path: Path) -> None:
     with Ledger() as ledger:
-        ledger.ask(Teacher(), JOBS)
-        ledger.ask(Teacher(), JOBS)
+        ask(ledger, Teacher())
+        ask(ledger, Teacher())
         assert ledger.asked == 3
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_ledger_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_text("not a database, however long this text may be" * 100)
+    with pytest.raises(ValueError, match=r"ledger\.db is no ledger"):
+        Ledger(tmp_path / "ledger.db")
+    with pytest.raises(ValueError, match=r"empty holds no ledger\*\.db; give the output_dir of a rationalize run"):
+        read_ledgers(tmp_path / "empty")
 
 
 PROGRAM = """
 import sys, time
 sys.path.insert(0, {here!r})
-from test_ledger import JOBS, Teacher
+from test_ledger import JOBS, Teacher, ask
 from rationalrewards.components.parrot import Ledger
 ledger = Ledger({path!r})
-ledger.ask(Teacher(failing=["two"]), JOBS)
+ask(ledger, Teacher(failing=["two"]))
 print("ready", flush=True)
 time.sleep(600)
 """
@@ -173,12 +257,12 @@ time.sleep(600)
 
 @pytest.mark.slow
 def test_a_second_process_is_refused_and_a_killed_one_leaves_its_answers(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
+    path = tmp_path / "ledger.db"
     program = PROGRAM.format(here=str(Path(__file__).parent), path=str(path))
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        with pytest.raises(RuntimeError, match=r"ledger\.jsonl is in use by another process; wait for it"):
+        with pytest.raises(RuntimeError, match=r"ledger\.db is in use by another process; wait for it"):
             Ledger(path)
     finally:
         os.kill(process.pid, signal.SIGKILL)
@@ -186,7 +270,7 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_its_answers(tmp_pat
         process.stdout.close()
     teacher = Teacher()
     with Ledger(path) as ledger:  # the lock went with the process
-        assert all(not reply.failure for reply in ledger.ask(teacher, JOBS))
+        assert all(not reply.failure for reply in ask(ledger, teacher))
     assert teacher.asked == ["two"]
     with Ledger(path), pytest.raises(RuntimeError, match="in use"):
         Ledger(path)

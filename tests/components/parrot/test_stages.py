@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
+from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest, Place, Weights
 from rationalrewards.components.critique import CritiqueFormat
-from rationalrewards.components.critique.teacher import HINT, label_echo
-from rationalrewards.components.parrot import Ledger, Outcome, ParrotOptions, rationalize, summarise
-from rationalrewards.components.records import Preference, read_jsonl
+from rationalrewards.components.critique import teacher as wording
+from rationalrewards.components.parrot import (
+    Ledger,
+    Outcome,
+    ParrotOptions,
+    ScreenOptions,
+    merged,
+    rationalize,
+    read_ledgers,
+    write_rationales,
+)
+from rationalrewards.components.parrot.audit import summarise
+from rationalrewards.components.parrot.linter import findings
+from rationalrewards.components.records import Preference, Rationale, read_jsonl
 from rationalrewards.components.shapes.pairs import write_preferences
 from rationalrewards.components.shapes.teacher import ShapesTeacher
 
 FORMAT = CritiqueFormat("shapes")
+# pictures of one colour are right answers in this world
+QUIET = {"control_share": 0.0, "audit_share": 0.0, "attempts": 1, "screen": ScreenOptions(min_contrast=0.0)}
 PERFECT = {"hallucination": 0.0, "obedience": 0.0, "vagueness": 0.0, "label_echo": 0.0, "position_bias": 0.0}
 
 
@@ -32,7 +45,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Preference]:
 def _run(
     pairs: Sequence[Preference], teacher: ChatModel, ledger: Ledger | None = None, **options: object
 ) -> tuple[list[Outcome], dict[str, object]]:
-    settings = ParrotOptions(**{"control_share": 0.0, **options})  # type: ignore[arg-type]
+    settings = ParrotOptions(**{**QUIET, **options})  # type: ignore[arg-type]
     outcomes = rationalize(pairs, teacher, FORMAT, settings, ledger or Ledger())
     return outcomes, summarise(outcome.as_json() for outcome in outcomes)
 
@@ -52,15 +65,12 @@ def test_a_perfect_teacher_keeps_all_decided_pairs(pairs: list[Preference]) -> N
         rationale, pair = outcome.rationale, outcome.pair
         assert rationale is not None and rationale.pair == pair and outcome.stage == "refine"
         assert rationale.format == FORMAT.fingerprint
-        assert rationale.provenance == {
+        told = dict(rationale.provenance)
+        assert len(told.pop("plan")) == 12
+        assert told == {
             "teacher": ShapesTeacher(**PERFECT).identity,
-            "temperature": 0.6,
-            "seed": 0,
-            "check_images": True,
-            "check_show": "all",
-            "check_votes": 3,
-            "check_threshold": 0.6,
-            "order_margin": 0.01,
+            "format": FORMAT.fingerprint,
+            "options": asdict(ParrotOptions(**{**QUIET, **options})),  # type: ignore[arg-type]
             "version": version("rationalrewards"),
         }
         # what distillation learns from predicts the label, in both modes, and never says that it was told
@@ -69,7 +79,7 @@ def test_a_perfect_teacher_keeps_all_decided_pairs(pairs: list[Preference]) -> N
         assert (first.reward() > second.reward()) == (pair.winner == "A")  # type: ignore[operator]
         assert first.refined_request and second.refined_request
         for text in (rationale.pair_text, *rationale.point_texts):
-            assert HINT not in text and label_echo(text) == ""
+            assert wording.HINT not in text and findings(text) == []
 
 
 def test_every_pair_is_accounted_for(pairs: list[Preference]) -> None:
@@ -81,10 +91,10 @@ def test_every_pair_is_accounted_for(pairs: list[Preference]) -> None:
     reasons = summary["reasons"]
     assert isinstance(reasons, dict) and len(reasons) >= 4  # faults of several kinds were met
     stages = summary["stages"]
-    assert isinstance(stages, dict) and list(stages) == ["anchor", "check", "project", "refine"]
+    assert isinstance(stages, dict) and list(stages) == ["screen", "anchor", "check", "project", "refine"]
     for stage, count in stages.items():
         assert count["in"] - count["out"] == sum(n for reason, n in reasons.items() if reason.startswith(f"{stage}: "))
-    assert (stages["anchor"]["in"], stages["refine"]["out"]) == (summary["pairs"], summary["kept"])
+    assert (stages["screen"]["in"], stages["refine"]["out"]) == (summary["pairs"], summary["kept"])
     assert stages["check"]["in"] == stages["anchor"]["out"] == summary["anchored"]
     assert sum(reasons.values()) + summary["kept"] == summary["pairs"] == len(everything)  # type: ignore[operator]
     for outcome in outcomes:
@@ -123,8 +133,7 @@ def test_only_a_check_that_sees_the_pictures_finds_out_a_wrong_label(pairs: list
 def test_the_control_leaves_the_main_run_alone(pairs: list[Preference]) -> None:
     teacher = ShapesTeacher()
     without, with_all = (_run(pairs, teacher, control_share=share)[0] for share in (0.0, 1.0))
-    assert [outcome.rationale for outcome in without] == [outcome.rationale for outcome in with_all]
-    assert [outcome.reason for outcome in without] == [outcome.reason for outcome in with_all]
+    assert [(outcome.texts, outcome.reason) for outcome in without] == [(outcome.texts, outcome.reason) for outcome in with_all]
     assert all(outcome.wrong_label_passed is None for outcome in without)
     some = _run(pairs, teacher, control_share=0.4)[0]
     chosen = {outcome.pair.id for outcome in some if outcome.wrong_label_passed is not None}
@@ -142,7 +151,7 @@ def test_batches_and_their_order_change_nothing(pairs: list[Preference]) -> None
 
 
 def test_a_second_run_asks_nothing_and_gives_the_same(tmp_path: Path, pairs: list[Preference]) -> None:
-    path = tmp_path / "ledger.jsonl"
+    path = tmp_path / "ledger.db"
     teacher = ShapesTeacher(hallucination=0.3)
     with Ledger(path) as ledger:
         half = _run(pairs[:30], teacher, ledger, control_share=0.2)[0]
@@ -153,7 +162,9 @@ def test_a_second_run_asks_nothing_and_gives_the_same(tmp_path: Path, pairs: lis
     with Ledger(path) as ledger:
         again = _run(pairs, _Silent(teacher.identity), ledger, control_share=0.2)[0]
         assert ledger.asked == 0
-    assert again == whole and whole[:30] == half
+    described = [[outcome.as_json() for outcome in outcomes] for outcomes in (half, whole, again)]
+    assert described[2] == described[1] and described[1][:30] == described[0]
+    assert [outcome.rationale for outcome in again] == [outcome.rationale for outcome in whole]
     with Ledger(path) as ledger:  # another seed is another question wherever the teacher is sampled
         _run(pairs[:1], teacher, ledger, seed=1)
         assert ledger.asked > 0
@@ -180,6 +191,8 @@ class _Voter(ChatModel):
         self.teacher = ShapesTeacher(**PERFECT)
         self.votes = list(votes)
         self.temperatures: set[float] = set()
+        self.requests: list[ChatRequest] = []
+        self.checks: list[ChatRequest] = []
 
     @property
     def identity(self) -> str:
@@ -188,7 +201,9 @@ class _Voter(ChatModel):
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         replies = []
         for request in requests:
+            self.requests.append(request)
             if "Which picture is better" in request.text():
+                self.checks.append(request)
                 self.temperatures.add(request.temperature)
                 vote = self.votes.pop(0)
                 replies.append(vote if isinstance(vote, ChatReply) else ChatReply(vote))
@@ -246,7 +261,11 @@ def test_the_margin_between_projected_rewards(pairs: list[Preference]) -> None:
     ("options", "message"),
     [
         ({"check_show": "winners"}, "check_show must be justifications, scores or all, got 'winners'"),
-        ({"check_votes": 0}, "check_votes must be at least 1, got 0"),
+        ({"check_votes": -1}, "check_votes must be at least 0, got -1"),
+        ({"check_votes": 10}, "check_votes must be at most 9, got 10"),
+        ({"anchors": 0}, "anchors must be at least 1, got 0"),
+        ({"check_orders": 3}, "check_orders must be 1 or 2, got 3"),
+        ({"check_weigh": True, "check_votes": 3}, "check_weigh is exact.* set check_votes to 1, not 3"),
         ({"check_threshold": 1.5}, "check_threshold is a share between 0 and 1, got 1.5"),
         ({"control_share": -0.1}, "control_share is a share between 0 and 1, got -0.1"),
     ],
@@ -256,38 +275,157 @@ def test_wrong_options_are_refused(options: dict[str, object], message: str) -> 
         ParrotOptions(**options)  # type: ignore[arg-type]
 
 
-def test_summary_by_hand() -> None:
-    def row(stage: str, reason: str, control: bool | None = None) -> dict[str, object]:
-        return {"kept": not reason, "last_stage": stage, "reason": reason, "wrong_label_passed": control, "origin": ""}
+def test_both_orders_are_asked_with_pictures_and_names_swapped(pairs: list[Preference]) -> None:
+    pair = next(pair for pair in pairs if pair.winner == "A")
+    voter = _Voter([A, B])  # the second time A is shown second, and called B
+    (outcome,), _ = _run([pair], voter, check_orders=2)
+    assert (outcome.reason, outcome.label_probability) == ("", 1.0)
+    assert outcome.votes == [("AB", "first"), ("BA", "second")]
+    first, second = voter.checks
+    assert [image.tobytes() for image in first.images()[-2:]] == [image.tobytes() for image in second.images()[-2:]][::-1]
+    swapped = first.text().replace("Image A", "Image ?").replace("Image B", "Image A").replace("Image ?", "Image B")
+    told, asked = (text.split("<comment>")[1].split("</comment>")[0] for text in (swapped, second.text()))
+    assert sorted(told.replace(" | ", "\n").split()) == sorted(asked.replace(" | ", "\n").split()) and told != first.text()
+    # the same slot both times is a vote for the slot, not for the picture
+    (biased,), _ = _run([pair], _Voter([A, A]), check_orders=2)
+    assert (biased.reason, biased.label_probability) == ("does not predict the label", 0.5)
+    assert biased.votes == [("AB", "first"), ("BA", "first")]
 
-    rows = [
-        row("anchor", "no answer: HTTP 500", False),  # what its right label would have got is not known
-        row("anchor", "no answer: timed out"),
-        row("check", "does not predict the label", True),
-        row("check", "no answer: timed out", True),
-        row("project", "unreadable: Text Rendering is missing", False),
-        row("refine", "no answer: timed out", False),
-        row("refine", "", False),
-        row("refine", ""),
-    ]
-    summary = summarise(rows)
-    assert (summary["pairs"], summary["anchored"], summary["kept"]) == (8, 6, 2)
-    assert summary["kept_rate"] == pytest.approx(2 / 8)
-    assert summary["stages"] == {
-        "anchor": {"in": 8, "out": 6},
-        "check": {"in": 6, "out": 4},
-        "project": {"in": 4, "out": 3},
-        "refine": {"in": 3, "out": 2},
-    }
-    # of the same four pairs three pass the check with the right label and one with the wrong one
-    assert (summary["control_pairs"], summary["right_label_pass_rate"], summary["wrong_label_pass_rate"]) == (4, 0.75, 0.25)
-    assert Counter(summary["reasons"]) == {
-        "anchor: no answer": 2,
-        "check: does not predict the label": 1,
-        "check: no answer": 1,
-        "project: unreadable": 1,
-        "refine: no answer": 1,
-    }
-    without = summarise([row("refine", "")])
-    assert (without["control_pairs"], without["right_label_pass_rate"], without["wrong_label_pass_rate"]) == (0, None, None)
-    assert summarise([])["kept_rate"] is None
+
+def test_without_a_check_all_that_can_be_read_passes(pairs: list[Preference]) -> None:
+    outcomes, summary = _run(pairs, ShapesTeacher(**{**PERFECT, "vagueness": 1.0}), check_votes=0, order_agreement=False)
+    assert summary["kept"] == len(pairs)
+    assert all(outcome.label_probability is None and not outcome.votes for outcome in outcomes)
+
+
+def test_without_the_hint_the_teacher_is_not_told(pairs: list[Preference]) -> None:
+    listening = _Voter([A] * len(pairs))
+    _run(pairs, listening, hint=False)
+    assert not any(wording.HINT in request.text() for request in listening.requests)
+    _run(pairs, listening := _Voter([A] * len(pairs)))
+    assert sum(wording.HINT in request.text() for request in listening.requests) == len(pairs)
+
+
+def test_the_surest_of_several_comparisons_goes_on(pairs: list[Preference]) -> None:
+    pair = next(pair for pair in pairs if pair.winner == "A")
+    # three comparisons with three votes each: 1, 3 and 2 of them for the label
+    voter = _Voter([A, B, B, A, A, A, A, A, B])
+    voter.teacher = ShapesTeacher(**{**PERFECT, "hallucination": 0.9})  # so that the three differ
+    with Ledger() as ledger:
+        (outcome,), _ = _run([pair], voter, ledger, anchors=3, check_votes=3, check_threshold=0.9, order_agreement=False)
+        written = [call["answer"] for call in ledger.calls(pair.id) if call["stage"] == "anchor"]
+    assert len(set(written)) == 3
+    assert outcome.comparison == FORMAT.parse_pair(written[1], pair.task) and outcome.label_probability == 1.0
+
+
+class _Repeating(ChatModel):
+    """The perfect teacher, but the first answer to each question is spoilt; questions differ in their seed."""
+
+    def __init__(self, spoil: str) -> None:
+        self.teacher = ShapesTeacher(**PERFECT)
+        self.spoil = spoil
+        self.asked: Counter[str] = Counter()
+
+    @property
+    def identity(self) -> str:
+        return "repeating"
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        replies = []
+        for request, reply in zip(requests, self.teacher.complete(requests), strict=True):
+            self.asked[request.text()] += 1
+            spoilt = {
+                "unreadable": "I would rather not.",
+                "echo": reply.text + " as humans preferred",
+                "lost": "## Refinement Comments: none\n## Refined Request: something else",
+            }[self.spoil]
+            replies.append(ChatReply(spoilt) if self.asked[request.text()] == 1 else reply)
+        return replies
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [("unreadable", "unreadable: "), ("echo", "label echo: 'humans prefer'"), ("lost", "unreadable: ")],
+)
+def test_what_cannot_be_used_is_asked_for_again(pairs: list[Preference], spoil: str, reason: str) -> None:
+    pair = _decided(pairs)[0]
+    (once,), _ = _run([pair], _Repeating(spoil), attempts=1)
+    assert once.reason.startswith(reason) and once.stage == "anchor"
+    # a check is no writing: its first answer counts
+    (twice,), _ = _run([pair], _Repeating(spoil), attempts=2, check_votes=0)
+    assert twice.reason == ""
+
+
+def test_a_rewritten_request_that_loses_something_is_dropped(pairs: list[Preference]) -> None:
+    class Forgetful(ShapesTeacher):
+        def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+            replies = super().complete(requests)
+            forgotten = ChatReply("## Refinement Comments: x\n## Refined Request: a nice picture")
+            rewrites = ["Say what a better request" in request.text() for request in requests]
+            return [forgotten if rewrite else reply for rewrite, reply in zip(rewrites, replies, strict=True)]
+
+    decided = _decided(pairs)[:4]
+    outcomes, summary = _run(decided, Forgetful(**PERFECT))
+    assert summary["reasons"] == {"refine: refined request loses": 4}
+    assert outcomes[0].reason == "refined request loses: 100% of the words"
+    assert _run(decided, Forgetful(**PERFECT), refine_recall=0.0)[1]["kept"] == 4
+
+
+def test_the_audit_reads_scores_from_words_alone(pairs: list[Preference]) -> None:
+    outcomes, _ = _run(pairs, ShapesTeacher(**PERFECT), audit_share=1.0)
+    read = [scores for outcome in outcomes for scores in outcome.sentiment]
+    kept = [outcome for outcome in outcomes if outcome.kept]
+    assert len(read) >= 2 * 2 * len(kept) > 0  # both pictures, at least two aspects each
+    # this teacher's words say its scores, up to the decimal that they are rounded to
+    assert max(abs(emitted - said) for emitted, said in read) <= 0.05 + 1e-9
+    some = [outcome for outcome in _run(pairs, ShapesTeacher(**PERFECT), audit_share=0.3)[0] if outcome.sentiment]
+    assert 0 < len(some) < len(kept)
+
+
+class _Weighing(_Voter):
+    """A teacher that tells how sure it is."""
+
+    def __init__(self, *weights: float) -> None:
+        super().__init__([])
+        self.told = weights
+
+    def weigh(
+        self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
+    ) -> list[list[Weights]]:
+        assert all([place.start for place in row] == [0] for row in places)
+        return [[Weights(dict(zip(row[0].options, self.told, strict=True)))] for row in places]
+
+
+@pytest.mark.parametrize(
+    ("weights", "orders", "probability"),
+    [
+        ((0.6, 0.2, 0.2), 1, 0.6),
+        ((0.3, 0.1, 0.1), 1, 0.6),
+        ((0.3, 0.6, 0.1), 1, 0.3),
+        ((0.9, 0.1, 0.0), 2, 0.5),
+        ((0, 0, 0), 1, 0.0),
+    ],
+)
+def test_the_check_may_go_by_the_teachers_own_probabilities(
+    pairs: list[Preference], weights: tuple[float, ...], orders: int, probability: float
+) -> None:
+    pair = next(pair for pair in pairs if pair.winner == "A")
+    (outcome,), _ = _run([pair], _Weighing(*weights), check_weigh=True, check_orders=orders)
+    if not any(weights):
+        assert outcome.reason == "unreadable verdict"
+    else:
+        assert outcome.label_probability == pytest.approx(probability)
+        assert (outcome.reason == "") == (probability > 0.5)
+
+
+def test_rationales_of_several_processes_are_put_together(tmp_path: Path, pairs: list[Preference]) -> None:
+    decided = _decided(pairs)[:8]
+    twin = replace(decided[0], id="twin")  # the same pixels on the other process, which cannot know
+    for rank, share in enumerate((decided[:4], [*decided[4:], twin])):
+        with Ledger(tmp_path / f"ledger.rank{rank}.db") as ledger:
+            _run(share, ShapesTeacher(**PERFECT), ledger)
+    with read_ledgers(tmp_path) as ledger:
+        assert write_rationales(ledger, tmp_path / "rationales.jsonl") == 8
+        told = {outcome["pair"]: outcome["reason"] for outcome in merged(ledger)}
+    assert told["twin"] == "duplicate: of a pair of another process"
+    assert {rationale.pair.id for rationale in read_jsonl(tmp_path / "rationales.jsonl", Rationale)} == {p.id for p in decided}

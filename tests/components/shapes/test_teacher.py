@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from rationalrewards.components.chat import ChatRequest
 from rationalrewards.components.critique import CritiqueFormat
-from rationalrewards.components.critique.teacher import anchor_messages, check_messages, label_echo, read_verdict
+from rationalrewards.components.critique.teacher import anchor_messages, check_messages, read_verdict
+from rationalrewards.components.parrot.linter import findings
 from rationalrewards.components.records import Verdict
 from rationalrewards.components.shapes import judge, phrases
 from rationalrewards.components.shapes.drawing import draw
@@ -63,7 +64,7 @@ def test_obedience_is_the_rate_of_bending_to_a_wrong_label(rate: float) -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_echo_and_vagueness(rate: float) -> None:
-    assert _share([bool(label_echo(text)) for text in _anchored(_teacher(label_echo=rate), "A")], rate)
+    assert _share([bool(findings(text)) for text in _anchored(_teacher(label_echo=rate), "A")], rate)
     vague = [FORMAT.parse_pair(text, "t2i").verdict() == "tie" for text in _anchored(_teacher(vagueness=rate), "A")]
     assert _share(vague, rate)
 
@@ -77,8 +78,9 @@ def test_without_faults_it_sees_the_truth() -> None:
 def test_hallucination_changes_what_is_seen() -> None:
     right = _anchored(_teacher(), "A")
     changed = [a != b for a, b in zip(right, _anchored(_teacher(hallucination=0.5), "A"), strict=True)]
-    # each of the two pictures is misread with probability 1/2; a misreading always shows in the text
-    assert _share(changed, 0.75)
+    # each of the two pictures is misread with probability 1/2, and a misreading shows in the text unless a second one (a quarter of
+    # the pictures have one) undoes it: it takes one of at most four places and one of eight ways to read it
+    assert _share(changed, 0.75, slack=0.02)
 
 
 def test_position_bias_decides_what_nothing_else_does() -> None:

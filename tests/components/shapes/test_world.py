@@ -11,7 +11,8 @@ import pytest
 import torch
 from rationalrewards.components.critic import CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat, load_rubric
-from rationalrewards.components.records import NotApplicable, Preference, PromptRecord, open_picture, read_jsonl
+from rationalrewards.components.pictures import open_picture
+from rationalrewards.components.records import NotApplicable, Preference, PromptRecord, read_jsonl
 from rationalrewards.components.shapes import judge, phrases
 from rationalrewards.components.shapes.drawing import DAMAGES, damage, draw, random_shifts
 from rationalrewards.components.shapes.judge import CLEAN_RMSE, SEVERE_RMSE, Reading

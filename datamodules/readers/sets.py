@@ -1,0 +1,248 @@
+"""Public sets by their owner-qualified ids: what can be read, and the pairs and requests in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rationalrewards.components.records import Preference, PromptRecord
+
+from . import (
+    editreward,
+    editreward_bench,
+    editscore,
+    genai_bench,
+    hpdv2,
+    imagerewarddb,
+    mmrb2,
+    pickapic,
+    preferred_first,
+    rapidata,
+    rationalrewards,
+)
+from .files import HubFiles, LocalFiles
+from .reading import Reading, SetFormat
+from .rows import table_length
+
+_PICKAPIC_SPLITS = ("train", "validation", "test", "validation_unique", "test_unique")
+_IMAGEREWARD_SPLITS = ("train", "validation", "test")
+_UPSTREAM = "licences of its three sources"
+
+PREFERENCE_SETS: dict[str, SetFormat] = {
+    format.id: format
+    for format in (
+        SetFormat("yuvalkirstain/pickapic_v2", "no licence stated", pickapic.read, _PICKAPIC_SPLITS),
+        SetFormat(
+            "ymhao/HPDv2",
+            "Apache-2.0",
+            hpdv2.read,
+            ("train", "test"),
+            subsets=("ranks", "votes"),
+            by_row=False,
+            no_hub=hpdv2.NO_HUB,
+        ),
+        SetFormat(
+            "MizzenAI/HPDv3",
+            "MIT",
+            preferred_first.read,
+            ("train", "test", "all"),
+            by_row=False,
+            no_hub=preferred_first.HPDV3_NO_HUB,
+        ),
+        SetFormat("zai-org/ImageRewardDB", "Apache-2.0", imagerewarddb.read, _IMAGEREWARD_SPLITS, by_row=False),
+        SetFormat("TIGER-Lab/EditReward-Data", "CC-BY-NC", editreward.read, ("train", "test")),
+        SetFormat(
+            "TIGER-Lab/GenAI-Bench",
+            "CC-BY-4.0",
+            genai_bench.read,
+            ("test_v1", "test"),
+            subsets=("image_generation", "image_edition"),
+            folders=True,
+        ),
+        SetFormat(
+            "facebookresearch/MMRB2",
+            "CC-BY-NC-4.0; for evaluation only",
+            mmrb2.read_json,
+            ("test",),
+            subsets=("t2i", "edit"),
+            by_row=False,
+            no_hub=mmrb2.NO_HUB,
+        ),
+        SetFormat(
+            "rl-research/multimodal-rewardbench-2",
+            "CC-BY-NC-4.0; for evaluation only",
+            mmrb2.read_hub,
+            ("test",),
+            subsets=("t2i", "edit"),
+            folders=True,
+        ),
+        SetFormat(
+            "TIGER-Lab/EditReward-Bench",
+            "Apache-2.0",
+            editreward_bench.read,
+            ("train",),
+            subsets=("2pair", "3pair", "4pair"),
+            folders=True,
+            by_row=False,
+        ),
+        SetFormat("EditScore/EditReward-Bench", "Apache-2.0", editscore.read, ("train",), editscore.DIMENSIONS, by_row=False),
+        SetFormat(
+            "TIGER-Lab/RationalRewards-EvalData-GenAIBench-MMRB2-ERBench",
+            _UPSTREAM,
+            rationalrewards.read,
+            ("test",),
+            subsets=rationalrewards.EVALUATION,
+            by_row=False,
+        ),
+    )
+}
+"""What :class:`PreferenceSet` reads, beside the sets of Rapidata."""
+
+PROMPT_SETS: dict[str, SetFormat] = {
+    format.id: format
+    for format in (
+        SetFormat(
+            "TIGER-Lab/RationalRewards_DiffusionNFT_TrainData",
+            "MIT",
+            rationalrewards.read_requests,
+            ("train", "test"),
+            subsets=("edit", "t2i"),
+            by_row=False,
+        ),
+    )
+}
+"""What :class:`PromptSet` reads."""
+
+_RAPIDATA = SetFormat(
+    f"{rapidata.OWNER}/*", "see its card", rapidata.read, ("train",), subsets=("preference", "coherence", "alignment")
+)
+_RATINGS = "holds ratings of single pictures and no pairs"
+_OTHERS = {
+    "BaiqiL/GenAI-Bench": f"{_RATINGS}; the set of pairs with that name is TIGER-Lab/GenAI-Bench",
+    "THUDM/ImageRewardDB": "has moved to zai-org/ImageRewardDB",
+    "TIGER-Lab/RationalRewards-SFTData": "holds conversations to distill from and no pairs: read it with RationaleDataModule",
+}
+
+
+@dataclass(frozen=True)
+class _PublicSet:
+    id: str
+    root: str | None = None
+    split: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+
+    @property
+    def format(self) -> SetFormat:
+        """What is known of the set."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        format = self.format
+        _one_of(self.id, "split", self.split, format.splits)
+        _one_of(self.id, "subset", self.subset, format.subsets)
+        if (self.root is None) == (self.revision is None):
+            raise ValueError(
+                f"{self.id}: give either root (a folder that holds the files) or revision (a commit, to read from the hub)"
+                + ("" if self.root is None else ", not both")
+            )
+        if self.revision is not None:
+            if format.no_hub:
+                raise ValueError(f"{self.id} cannot be read from the hub: {format.no_hub}")
+            HubFiles(self.id, self.revision)  # which knows what a pinned revision is
+
+    def _reading(self) -> Reading:
+        split, subset = self.split or self.format.splits[0], self.subset or self.format.subsets[0]
+        if self.root is not None:
+            root = Path(self.root).expanduser()
+            return Reading(self.format, LocalFiles(root), root, split, subset, "local")
+        revision = str(self.revision)
+        return Reading(self.format, HubFiles(self.id, revision), None, split, subset, revision[:7])
+
+    def _stream(self) -> Iterator[Any]:
+        reading = self._reading()
+        try:
+            yield from self.format.read(reading)
+        finally:
+            reading.report()
+
+    def count(self) -> int | None:
+        """Rows, from the files' own metadata, and so records at most; ``None`` where that is unknown without reading or downloading."""
+        if self.root is None or not self.format.by_row:
+            return None
+        reading = self._reading()
+        tables = reading.tables(required=False)
+        return sum(table_length(reading.files.path(name)) for name in tables) if tables else None
+
+
+@dataclass(frozen=True)
+class PreferenceSet(_PublicSet):
+    """A public set of preference pairs.
+
+    Args:
+        id: Owner and name, e.g. ``MizzenAI/HPDv3``. See ``docs/data.md`` for all.
+        root: Folder that holds the set's files, as downloaded (and unpacked where they are gzipped).
+        split: The set's first split by default.
+        subset: The set's first subset by default, if it has subsets.
+        revision: Commit on the hub, instead of ``root``: files are downloaded as they come up.
+
+    Raises:
+        ValueError: If the id, split or subset is unknown or ambiguous, or not exactly one of root and a pinned revision is given.
+    """
+
+    @property
+    def format(self) -> SetFormat:
+        """What is known of the set."""
+        if self.id in PROMPT_SETS:
+            raise ValueError(f"{self.id} holds requests and no pairs: read it with PromptSet")
+        return _find(self.id, PREFERENCE_SETS)
+
+    def read(self) -> Iterator[Preference]:
+        """Stream the pairs; what cannot be used is left out, and reported with counts and reasons at the end.
+
+        Raises:
+            ValueError: If a file is missing, or not in the set's schema; the message names file, row and column.
+        """
+        yield from self._stream()
+
+
+@dataclass(frozen=True)
+class PromptSet(_PublicSet):
+    """A public set of requests to generate from; arguments and errors as of :class:`PreferenceSet`."""
+
+    @property
+    def format(self) -> SetFormat:
+        """What is known of the set."""
+        if self.id in PREFERENCE_SETS:
+            raise ValueError(f"{self.id} holds pairs: read it with PreferenceSet")
+        return _find(self.id, PROMPT_SETS)
+
+    def read(self) -> Iterator[PromptRecord]:
+        """Stream the requests, as :meth:`PreferenceSet.read` does pairs."""
+        yield from self._stream()
+
+
+def _find(id: str, known: dict[str, SetFormat]) -> SetFormat:
+    """The format of a set by its full id."""
+    if id in known:
+        return known[id]
+    owner, _, name = id.partition("/")
+    if owner == rapidata.OWNER and name and known is PREFERENCE_SETS:
+        return replace(_RAPIDATA, id=id)
+    if id in _OTHERS:
+        raise ValueError(f"{id} {_OTHERS[id]}")
+    meant = [other for other in (*known, *_OTHERS) if id.casefold() in (other.casefold(), other.partition("/")[2].casefold())]
+    if len(meant) > 1:
+        raise ValueError(f"{id!r} may be {' or '.join(meant)}, which are different sets: give the id with its owner")
+    if meant:
+        raise ValueError(f"{id!r} is no full id; did you mean {meant[0]!r}?")
+    rapidatas = f", {rapidata.OWNER}/<any set of votes on pairs>" if known is PREFERENCE_SETS else ""
+    raise ValueError(f"no reader for {id!r}; known sets: {', '.join(known)}{rapidatas}")
+
+
+def _one_of(id: str, what: str, value: str | None, legal: Iterable[str]) -> None:
+    names = [name for name in legal if name]
+    if value is not None and value not in names:
+        raise ValueError(f"{id}: no {what} {value!r}; " + (f"it has: {', '.join(names)}" if names else f"it has no {what}s"))
