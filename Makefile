@@ -42,7 +42,7 @@ $(VENV)/.installed: $(PACKAGING) | $(VENV)/bin/pip
 	@touch $@
 
 $(VENV)/.installed-dev: $(PACKAGING) | $(VENV)/bin/pip
-	$(PY) -m pip install -c constraints.txt -e ".[dev,deepspeed,serving]"
+	$(PY) -m pip install -c constraints.txt -e ".[dev,deepspeed,serving,ray]"
 	@touch $(VENV)/.installed $@
 
 venv: $(VENV)/.installed-dev

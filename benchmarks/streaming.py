@@ -4,9 +4,9 @@
 
 FOLDER takes what is read: Pick-a-Pic v2 in miniature, drawn here, in several sizes and row groups. Both ways decode both pictures of
 every row to RGB, each in a process of its own, and take turns, ``--rounds`` times; medians are shown. CPU time is there because it
-says more than the rate on a machine that does other things too. Memory is the most that was resident, less what was before the first
-row. ``--million`` instead streams a million rows of small pictures (a file of 10,000 rows
-under 100 names) through a data module and prints what is resident after every 100,000.
+says more than the rate on a machine that does other things too. Memory is the most that was resident, less what was before the
+first row. ``--million`` instead streams a million rows of small pictures (a file of 10,000 rows under 100 names) through a data
+module and prints what is resident after every 100,000.
 """
 
 from __future__ import annotations

@@ -51,6 +51,9 @@ class OpenAIChat(ChatModel):
         extra_body: Further fields of the request body, e.g. a server's own sampling options.
         fields: What an API calls our fields, where it has other names, and ``null`` for one that it refuses: of ``max_tokens``,
             ``temperature``, ``seed`` and ``stop``, e.g. ``{max_tokens: max_completion_tokens, seed: null}``.
+        weights_id: What stands for the model in caches and ledgers. By default that is its name and all addresses, since another server
+            may serve other weights under the same name; with an id of yours, servers can be added and moved, and nothing is asked
+            again.
         structured: How the servers are told the form of an answer: ``vllm`` (``structured_outputs``, from vLLM 0.10.2 on),
             ``vllm_guided`` (``guided_regex``, before 0.12), ``sglang`` (``regex``), or ``json_schema`` (``response_format``, for plain
             APIs; the JSON answer is written as the text that the form stands for). Without it, requests with a form are refused.
@@ -84,6 +87,7 @@ class OpenAIChat(ChatModel):
         max_pixels: int | None = None,
         top_logprobs: int = 20,
         fields: dict[str, str | None] | None = None,
+        weights_id: str | None = None,
     ) -> None:
         self.model = model
         self.base_url = base_url
@@ -100,6 +104,7 @@ class OpenAIChat(ChatModel):
         self.max_pixels = max_pixels
         self.top_logprobs = top_logprobs
         self.fields = fields or {}
+        self.weights_id = weights_id
         if unknown := sorted(set(self.fields) - {*_FIELDS}):
             raise ValueError(f"fields: {unknown[0]!r} is none of {', '.join(_FIELDS)}; further fields go into extra_body")
         if not self.urls:
@@ -126,7 +131,7 @@ class OpenAIChat(ChatModel):
         settings: dict[str, Any] = {"structured": self.structured, "max_pixels": self.max_pixels}
         if self.fields:
             settings["fields"] = self.fields
-        return f"{self.identity} {json.dumps(self.extra_body, sort_keys=True)} {json.dumps(settings)}"
+        return f"{self.weights_id or self.identity} {json.dumps(self.extra_body, sort_keys=True)} {json.dumps(settings)}"
 
     @property
     def account(self) -> dict[str, Any]:
@@ -145,7 +150,8 @@ class OpenAIChat(ChatModel):
 
         async def probe() -> None:
             probes = [
-                until_ready(server, self.model, self._account, self.ready_timeout, self.timeout) for server in servers.servers
+                until_ready(server, self.model, self._account, self.ready_timeout, self.timeout, self._probe())
+                for server in servers.servers
             ]
             for result in await asyncio.gather(*probes, return_exceptions=True):
                 if isinstance(result, BaseException):
@@ -271,9 +277,14 @@ class OpenAIChat(ChatModel):
         return [_message(turn, self.max_pixels) for turn in request.messages]
 
     def _named(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings under the API's own names, without those that it refuses."""
-        named = {self.fields.get(name, name): value for name, value in settings.items()}
-        return {name: value for name, value in named.items() if name is not None}
+        """Settings under the API's own names, which the client need not know, and without those that it refuses."""
+        kept = {name: value for name, value in settings.items() if name not in self.fields}
+        renamed = {new: value for name, value in settings.items() if (new := self.fields.get(name)) is not None}
+        return {**kept, "extra_body": {**self.extra_body, **renamed}}
+
+    def _probe(self) -> dict[str, Any]:
+        """What a request of the readiness probe has besides its messages; 16 tokens are the least that some APIs take."""
+        return {"model": self.model, **self._named({"max_tokens": 16, "temperature": 0.0})}
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         """The arguments of one request; encodes its pictures, so off the event loop."""
@@ -287,29 +298,31 @@ class OpenAIChat(ChatModel):
             "model": self.model,
             "messages": self._messages(request),
             **self._named(settings),
-            "extra_body": self.extra_body,
         }
         if request.form is None:
             return body
         if self.structured == "json_schema":
             schema = {"name": "answer", "strict": True, "schema": request.form.schema()}
+            response_format = {"type": "json_schema", "json_schema": schema}
             # a stop string would leave half an object; the text is cut when it is written
-            return {**body, "response_format": {"type": "json_schema", "json_schema": schema}, **self._named({"stop": None})}
+            body |= self._named({**settings, "stop": None})
+            return {**body, "response_format": response_format}
         spelt: dict[Structured | None, dict[str, Any]] = {
             "vllm": {"structured_outputs": {"regex": request.form.regex()}},
             "vllm_guided": {"guided_regex": request.form.regex()},
             "sglang": {"regex": request.form.regex()},
         }
-        return {**body, "extra_body": {**self.extra_body, **spelt[self.structured]}}
+        return {**body, "extra_body": {**body["extra_body"], **spelt[self.structured]}}
 
     def _next_token_body(self, messages: Sequence[dict[str, Any]], begun: str) -> dict[str, Any]:
+        named = self._named({"max_tokens": 1, "temperature": 0.0})
         return {
             "model": self.model,
             "messages": [*messages, {"role": "assistant", "content": begun}],
-            **self._named({"max_tokens": 1, "temperature": 0.0}),
             "logprobs": True,
             "top_logprobs": self.top_logprobs,
-            "extra_body": {**self.extra_body, "add_generation_prompt": False, "continue_final_message": True},
+            **named,
+            "extra_body": {**named["extra_body"], "add_generation_prompt": False, "continue_final_message": True},
         }
 
 

@@ -18,7 +18,9 @@ log = logging.getLogger(__name__)
 _PAUSE = 2.0  # seconds between looks
 
 
-async def until_ready(server: Server, model: str, account: Account, seconds: float, timeout: float) -> None:
+async def until_ready(
+    server: Server, model: str, account: Account, seconds: float, timeout: float, settings: dict[str, Any]
+) -> None:
     """Wait until a server answers a tiny request with a picture.
 
     Args:
@@ -27,6 +29,7 @@ async def until_ready(server: Server, model: str, account: Account, seconds: flo
         account: Where the probe's requests are counted.
         seconds: How long to wait for a server that is not up yet.
         timeout: Seconds for one look.
+        settings: The arguments of a request besides its messages: an API that is paid for refuses what it does not know.
 
     Raises:
         RuntimeError: With what was seen last, when time is up, or at once if waiting cannot help.
@@ -35,7 +38,7 @@ async def until_ready(server: Server, model: str, account: Account, seconds: flo
     end = clock() + seconds
     while True:
         try:
-            return await _look(server, model, account, min(timeout, max(end - clock(), 1.0)))
+            return await _look(server, model, account, min(timeout, max(end - clock(), 1.0)), settings)
         except RequestError as fault:
             last = fault
         late = clock() + _PAUSE >= end
@@ -49,7 +52,7 @@ async def until_ready(server: Server, model: str, account: Account, seconds: flo
         await asyncio.sleep(_PAUSE)
 
 
-async def _look(server: Server, model: str, account: Account, limit: float) -> None:
+async def _look(server: Server, model: str, account: Account, limit: float, settings: dict[str, Any]) -> None:
     account.probes += 1
     listed = []
     try:
@@ -68,8 +71,7 @@ async def _look(server: Server, model: str, account: Account, limit: float) -> N
     async def prompt_tokens(content: list[dict[str, Any]]) -> int:
         account.probes += 1
         messages = [{"role": "user", "content": content}]
-        # 16: the least that some APIs take
-        call = server.client.chat.completions.create(model=model, messages=messages, max_tokens=16, temperature=0.0)
+        call = server.client.chat.completions.create(messages=messages, **settings)
         answer = await checked(call, limit)
         if not getattr(answer, "choices", None):
             raise RequestError("no chat completion", "it sent no chat completion")

@@ -278,13 +278,17 @@ class Servers:
 
 
 def tokens(answer: Any) -> tuple[int, int, int]:
-    """Tokens of the prompt, of the answer, and of the prompt that were not computed again; 0 where the server does not tell."""
+    """Tokens of the prompt, of the answer, and of the prompt that were not computed again; 0 where the server does not tell.
+
+    Some gateways leave what a model thought out of the answer's tokens, but not out of the total, which is what is paid for.
+    """
     usage = getattr(answer, "usage", None)
     details = getattr(usage, "prompt_tokens_details", None)
     told = (
         getattr(usage, "prompt_tokens", 0),
         getattr(usage, "completion_tokens", 0),
         getattr(details, "cached_tokens", 0),
+        getattr(usage, "total_tokens", 0),
     )
-    prompt, completion, reused = (number if isinstance(number, int) else 0 for number in told)
-    return prompt, completion, reused
+    prompt, completion, reused, total = (number if isinstance(number, int) else 0 for number in told)
+    return prompt, max(completion, total - prompt), reused

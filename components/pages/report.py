@@ -365,7 +365,9 @@ def _rationales(section: Mapping[str, Any]) -> Html:
         else:
             flat[str(key)] = value
     table = _bars("Reasons", ("Reason", "Pairs"), flat, "count") if flat else None
-    main = _table("rationales", _RATIONALES, section, apart=("reasons", "stages", "sources", "tasks", "labels", "plans", "lengths"))
+    main = _table(
+        "rationales", _RATIONALES, section, apart=("reasons", "stages", "sources", "tasks", "labels", "plans", "lengths")
+    )
     stages = {stage: found for stage, found in _mapping(section, "stages").items() if isinstance(found, Mapping)}
     if stages:
         came, passed = ({stage: found.get(key) for stage, found in stages.items()} for key in ("in", "out"))

@@ -100,7 +100,8 @@ class Ledger:
             except OSError:
                 self._lock.close()
                 raise RuntimeError(f"{self.path} is in use by another process; wait for it or choose another folder") from None
-        files = [Path(other) for other in others if Path(other).is_file()]
+        # an empty one is another process' that is only beginning it
+        files = [path for path in map(Path, others) if path.is_file() and path.stat().st_size]
         self._databases: list[sqlite3.Connection] = []
         try:
             self._databases.append(_connect(self.path))
@@ -325,7 +326,8 @@ def _connect(path: Path | None, write: bool = True) -> sqlite3.Connection:
             # a rollback journal works on network disks too, where WAL does not; NORMAL: a crash of the machine cannot harm the file
             database.execute("PRAGMA journal_mode = TRUNCATE")
             database.execute("PRAGMA synchronous = NORMAL")
-            database.executescript(_SCHEMA)
+            # at once: another process may be about to read it
+            database.executescript(f"BEGIN IMMEDIATE;\n{_SCHEMA}COMMIT;")
         else:
             database.execute("SELECT count(*) FROM runs")
             database.execute("PRAGMA query_only = ON")

@@ -99,13 +99,13 @@ def _winners(comparison: PairCritique) -> list[int]:
 
 
 def merged(ledger: Ledger) -> Iterator[dict[str, Any]]:
-    """The outcomes of all files of a ledger; of pairs that are alike in request and pixels only the first stays kept.
+    """The outcomes of all files of a ledger; of pairs that are alike in request and pixels only the first counts.
 
     Within a process duplicates never come so far; two processes cannot know of each other's.
     """
     seen: set[bytes] = set()
     for outcome in ledger.outcomes():
-        if outcome["kept"] and outcome["digest"]:
+        if outcome["digest"] and not outcome["reason"].startswith(("duplicate", "no answer")):
             digest = bytes.fromhex(outcome["digest"])
             if digest in seen:
                 outcome |= {

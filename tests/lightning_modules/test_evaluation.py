@@ -64,7 +64,12 @@ class Brightness(RewardModel):
 
 
 def evaluate(
-    module: RewardEvaluationModule, file: Path, out: Path, settings: Mapping[str, Any] | None = None, data: Any = None, **options: Any
+    module: RewardEvaluationModule,
+    file: Path,
+    out: Path,
+    settings: Mapping[str, Any] | None = None,
+    data: Any = None,
+    **options: Any,
 ) -> dict[str, float]:
     trainer = tiny.trainer(callbacks=[EvaluationWriter(str(out))], **(settings or {}))
     trainer.test(module, data or PreferenceDataModule(**{"paths": str(file), "batch_size": 4, **options}), verbose=False)

@@ -485,6 +485,12 @@ def test_all_that_answers_depend_on_is_in_the_fingerprint() -> None:
     assert len({chat.fingerprint for chat in variants}) == len(variants)
 
 
+def test_an_id_of_the_weights_outlives_their_servers() -> None:
+    one, other = (OpenAIChat("m", url, weights_id="m, July") for url in ("http://a/v1", ["http://b/v1", "http://c/v1"]))
+    assert one.fingerprint == other.fingerprint != OpenAIChat("m", "http://a/v1", weights_id="m, August").fingerprint
+    assert one.fingerprint != OpenAIChat("m", "http://a/v1", weights_id="m, July", max_pixels=9).fingerprint
+
+
 def test_tokens_that_were_not_computed_again(server: FaultServer) -> None:
     server.treatments = {
         "told": [completion("fine", prompt_tokens_details={"cached_tokens": 5})],
@@ -598,3 +604,17 @@ def test_an_object_becomes_a_critique_that_can_be_read(server: FaultServer, refi
         assert critique.justification(key) == f"words on {key}_justification"
     assert critique.summary == "words on summary"
     assert critique.refined_request == ("words on refined_request" if refinement else "")
+
+
+def test_fields_go_by_the_names_that_an_api_knows(server: FaultServer) -> None:
+    fields = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
+    with _chat(server.url, fields=fields, extra_body={"reasoning_effort": "low"}) as chat:
+        chat.load()
+        (reply,) = chat.complete([_ask("hello", max_tokens=9, temperature=0.5, seed=3)])
+    assert reply.text == "fine"
+    # the readiness probe is sent to the same API
+    assert [body["max_completion_tokens"] for body in server.bodies] == [16, 16, 9]
+    for body in server.bodies:
+        assert body["reasoning_effort"] == "low" and not {"max_tokens", "temperature", "seed"} & set(body)
+    with pytest.raises(ValueError, match="'top_p' is none of max_tokens"):
+        OpenAIChat("m", "http://a/v1", fields={"top_p": None})

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rationalrewards.components.parrot.ledger as ledger_module
 from PIL import Image
 from rationalrewards.components.answer_form import AnswerForm
 from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
-from rationalrewards.components.parrot import Job, Ledger, ParrotOptions, Price, read_ledgers
+from rationalrewards.components.parrot import Job, Ledger, ParrotOptions, Price, merged, read_ledgers
 
 
 class Teacher(ChatModel):
@@ -274,3 +275,36 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_its_answers(tmp_pat
     assert teacher.asked == ["two"]
     with Ledger(path), pytest.raises(RuntimeError, match="in use"):
         Ledger(path)
+
+
+def test_a_file_that_another_process_is_only_beginning_is_passed_over(tmp_path: Path) -> None:
+    # SQLite makes an empty file first
+    (tmp_path / "ledger.rank1.db").touch()
+    with Ledger(tmp_path / "ledger.db", [tmp_path / "ledger.rank1.db"]) as ledger:
+        assert [reply.text for reply in ask(ledger, Teacher())] == REPLIES
+
+
+def test_a_file_has_all_its_tables_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # as a reader finds it that comes between two statements: the last of them fails here
+    monkeypatch.setattr(ledger_module, "_SCHEMA", ledger_module._SCHEMA + "CREATE TABLE outcomes (id);\n")
+    with pytest.raises(ValueError, match="is no ledger"):
+        Ledger(tmp_path / "ledger.db")
+    assert table(tmp_path / "ledger.db", "SELECT name FROM sqlite_master") == []
+
+
+def test_twins_of_two_processes_count_once_even_if_both_were_dropped(tmp_path: Path) -> None:
+    rows = {"digest": "ab", "texts": None, "candidates": [], "sources": []}
+    dropped = {**rows, "kept": False, "last_stage": "check", "reason": "does not predict the label"}
+    unanswered = {**rows, "digest": "cd", "kept": False, "last_stage": "anchor", "reason": "no answer: HTTP 503"}
+    kept = {**rows, "kept": True, "last_stage": "refine", "reason": ""}
+    for name, outcomes in {"ledger.db": [dropped, unanswered], "ledger.rank1.db": [kept, {**kept, "digest": "cd"}]}.items():
+        with Ledger(tmp_path / name) as ledger:
+            ledger.close_pairs({**outcome, "pair": f"{name} {number}"} for number, outcome in enumerate(outcomes))
+    with read_ledgers(tmp_path) as ledgers:
+        told = {outcome["pair"]: outcome["reason"].split(":")[0] for outcome in merged(ledgers)}
+    assert told == {
+        "ledger.db 0": "does not predict the label",
+        "ledger.db 1": "no answer",
+        "ledger.rank1.db 0": "duplicate",  # as on one process
+        "ledger.rank1.db 1": "",  # nothing is known of its twin
+    }
