@@ -29,7 +29,7 @@ class ScreenOptions:
 
 @dataclass(frozen=True)
 class ParrotOptions:
-    """How the stages work. Defaults are what did best in ``docs/parrot.md``, where every option is measured.
+    """How the stages work. Why the defaults are what they are, with figures: ``docs/parrot.md``.
 
     Args:
         hint: Tell the teacher the label when it writes a comparison (anchored generation). Without it this is plain distillation, or

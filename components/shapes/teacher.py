@@ -92,7 +92,10 @@ class ShapesTeacher(ChatModel):
         hint = re.search(rf"{HINT} people (?:preferred the (first|second)|saw no difference)", text)
         answer: Any
         try:
-            if comment is None:
+            # of two pictures, one may be the source of an edit, which is announced as such
+            if comment is None and (len(images) == 1 or (len(images) == 2 and re.search(r"\bsource\b", text))):
+                answer = self._project(found[1], images, "", text, rng)
+            elif comment is None:
                 answer = self._compare(found[1], images, {"first": "A", "second": "B"}.get(hint[1], "tie") if hint else None, rng)
             elif "## Refined Request" in text:
                 *sources, image = images

@@ -298,6 +298,14 @@ def test_without_a_check_all_that_can_be_read_passes(pairs: list[Preference]) ->
     assert all(outcome.label_probability is None and not outcome.votes for outcome in outcomes)
 
 
+def test_pictures_can_be_projected_without_a_reference(pairs: list[Preference]) -> None:
+    decided = _decided(pairs)
+    listening = _Voter([pair.winner + " is preferred" for pair in decided])
+    _, summary = _run(decided, listening, project_reference=False)
+    assert summary["kept"] == len(decided)  # this teacher sees alone what it sees in comparison
+    assert not any("reference comment" in request.text() for request in listening.requests)
+
+
 def test_without_the_hint_the_teacher_is_not_told(pairs: list[Preference]) -> None:
     listening = _Voter([A] * len(pairs))
     _run(pairs, listening, hint=False)
