@@ -191,11 +191,11 @@ class EvaluationWriter(Callback):
                 path.unlink(missing_ok=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both files: the first process, whose module has the judgements of all."""
-        if not trainer.is_global_zero:
-            return
-        folder = Path(self.output_dir)
-        rows: list[dict[str, Any]] = pl_module.rows  # type: ignore[assignment]
-        (folder / "judgements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        """Write both files: the first process, whose module has the judgements of all. No process goes on before they are there."""
+        if trainer.is_global_zero:
+            folder = Path(self.output_dir)
+            rows: list[dict[str, Any]] = pl_module.rows  # type: ignore[assignment]
+            (folder / "judgements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        trainer.strategy.barrier("evaluation written")
