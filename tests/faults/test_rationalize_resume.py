@@ -108,7 +108,7 @@ def test_killed_at_random_and_started_again(tmp_path: Path) -> None:
     assert records(out) == records(undisturbed)
     assert json.loads((out / "summary.json").read_text()) == json.loads((undisturbed / "summary.json").read_text())
 
-    # every question that the undisturbed run asked is on file once, and none has two answers
+    # every question that the undisturbed run asked is on file once, at the same attempt, and none has two answers
     asked = Counter(calls(out))
     assert asked == Counter(calls(undisturbed))
-    assert set(asked.values()) == {1} and {call[-1] for call in asked} == {1}
+    assert set(asked.values()) == {1}

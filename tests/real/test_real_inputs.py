@@ -413,7 +413,7 @@ def lessons(pair: Preference) -> list[Row]:
     verdict = compared(task)
     told: list[Row] = [(anchor_messages(format, task, prompt, sources, (a, b), label), verdict) for label in ("A", "B")]
     told += [(format.pairwise_messages(task, prompt, sources, order), verdict) for order in ((a, b), (b, a))]
-    comment = mask_comment(format, verdict, task, "justifications")
+    comment = mask_comment(format, format.parse_pair(verdict, task), task, "justifications")
     told.append((check_messages(task, prompt, sources, (a, b), comment), "A is preferred"))
     for picture, which, score in ((a, "A", 4.0), (b, "B", 2.0)):
         told.append((project_messages(format, task, prompt, sources, picture, verdict, which), spoken(task, score)))
@@ -470,7 +470,7 @@ def taught(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rationales_of_real_pairs(taught: Path, real: Path, tmp_path: Path) -> None:
     agreed, other = two_pairs(real)
     write_jsonl(tmp_path / "pairs.jsonl", [agreed, other])
-    options = {"max_tokens": 160, "temperature": 0.0, "control_share": 1.0, "audit_share": 0.0, "attempts": 1}
+    options = {"max_tokens": 160, "temperature": 0.0, "control_share": 1.0, "audit_share": 0.0, "attempts": 1, "refine_recall": 0.0}
     model = module("RationalizeModule", teacher=model_of(taught), format={"rubric": RUBRIC}, options=options)
     out = run("predict", model, preferences(tmp_path / "pairs.jsonl"), "RationaleWriter", tmp_path)
     _, outcomes = ledger_of(out, [agreed, other])
