@@ -44,6 +44,8 @@ SET_BY_LIBRARIES = {
     *("DS_ACCELERATOR", "PYTEST_CURRENT_TEST"),
     # threadpoolctl, when `datasets` loads a set
     "KMP_DUPLICATE_LIB_OK",
+    # torch, when its compiler is first imported
+    "TORCHINDUCTOR_CACHE_DIR",
     # Lightning, when it looks for GPUs
     "PYTORCH_NVML_BASED_CUDA_CHECK",
 }

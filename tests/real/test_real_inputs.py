@@ -470,7 +470,14 @@ def taught(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rationales_of_real_pairs(taught: Path, real: Path, tmp_path: Path) -> None:
     agreed, other = two_pairs(real)
     write_jsonl(tmp_path / "pairs.jsonl", [agreed, other])
-    options = {"max_tokens": 160, "temperature": 0.0, "control_share": 1.0, "audit_share": 0.0, "attempts": 1, "refine_recall": 0.0}
+    options = {
+        "max_tokens": 160,
+        "temperature": 0.0,
+        "control_share": 1.0,
+        "audit_share": 0.0,
+        "attempts": 1,
+        "refine_recall": 0.0,
+    }
     model = module("RationalizeModule", teacher=model_of(taught), format={"rubric": RUBRIC}, options=options)
     out = run("predict", model, preferences(tmp_path / "pairs.jsonl"), "RationaleWriter", tmp_path)
     _, outcomes = ledger_of(out, [agreed, other])
