@@ -22,8 +22,9 @@ import hashlib
 import io
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +84,16 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     report = ExportReport(fingerprint=format.fingerprint)
     seen: set[str] = set()
+    forms: dict[Form, Callable[[Path, _Pictures], _Writer]] = {
+        "jsonl": _JsonlWriter,
+        "sharegpt": _SharegptWriter,
+        "datasets": _DatasetsWriter,
+    }
     with ExitStack() as stack:
         writers: list[_Writer] = []
         pool = _Pictures(folder / "pictures")
         for form in to:
-            writer = {"jsonl": _JsonlWriter, "sharegpt": _SharegptWriter, "datasets": _DatasetsWriter}[form](folder, pool)
+            writer = forms[form](folder, pool)
             stack.callback(writer.drop)
             writers.append(writer)
         for number, rationale in enumerate(rationales, start=1):
@@ -210,24 +216,24 @@ class _Pictures:
 _Rendered = tuple[SupervisedRow, Turns, list[Any], str]
 
 
-class _Writer:
+class _Writer(ABC):
     """Writes one form beside where it will be, and puts it there at the end."""
 
     def __init__(self, folder: Path, pool: _Pictures) -> None:
         self.folder = folder
         self.pool = pool
 
+    @abstractmethod
     def write(self, rationale: Rationale, rows: Sequence[_Rendered], pictures: Mapping[str, _Picture]) -> None:
         """Write a rationale or its rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> None:
         """Put what was written in its place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drop(self) -> None:
         """Forget what was not finished."""
-        raise NotImplementedError
 
 
 class _FileWriter(_Writer):

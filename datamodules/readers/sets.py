@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,7 +128,7 @@ _OTHERS = {
 
 
 @dataclass(frozen=True)
-class _PublicSet:
+class _PublicSet(ABC):
     id: str
     root: str | None = None
     split: str | None = None
@@ -135,9 +136,9 @@ class _PublicSet:
     revision: str | None = None
 
     @property
+    @abstractmethod
     def format(self) -> SetFormat:
         """What is known of the set."""
-        raise NotImplementedError
 
     def __post_init__(self) -> None:
         format = self.format

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
-import io
 import json
 import math
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from page_reading import EVIL, Page, check_closed, pixels
 from PIL import Image
 from rationalrewards.components.pages import (
     Grid,
@@ -36,68 +33,6 @@ from rationalrewards.components.shapes.scenes import Scene, Shape
 # a deadline would be a timing
 quietly = settings(deadline=None, max_examples=60)
 
-EVIL = [
-    "</script><script>alert(1)</script>",
-    '" onmouseover="alert(1)',
-    "'><img src=http://example.org/x.png onerror=alert(1)>",
-    "</details></li></main>",
-    "&lt;b&gt; &amp;amp; &#x27;",
-    "<!-- <svg/onload=alert(1)>",
-]
-VOID = {"img", "input", "meta"}
-
-
-class Page(HTMLParser):
-    """A page read back: elements in order with their attributes, own text and the classes around them."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self.feed(text)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len({name for name, _ in attrs}) == len(attrs), f"<{tag}> repeats an attribute"
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-            self.texts.setdefault(tag, []).append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self.open:
-            self.texts[self.open[-1]][-1] += data
-
-    def handle_comment(self, data: str) -> None:
-        raise AssertionError(f"a comment: {data}")
-
-    def all(self, tag: str, class_: str | None = None) -> list[dict[str, str | None]]:
-        return [a for name, a in self.elements if name == tag and (class_ is None or class_ in (a.get("class") or "").split())]
-
-
-def check_closed(text: str) -> Page:
-    """What must hold for every page: well-formed, no way out, no code but ours."""
-    page = Page(text)
-    text.encode("utf-8")
-    for name, attributes in page.elements:
-        assert not [key for key in attributes if key.startswith("on")], (name, attributes)
-        assert (attributes.get("src") or "data:").startswith("data:image/") if "src" in attributes else True
-        assert (attributes.get("href") or "#").startswith("#")
-    (policy,) = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policy is not None and "default-src 'none'" in policy and "img-src data:" in policy
-    scripts = page.texts.get("script", [])
-    assert len(scripts) <= 1
-    for script in scripts:
-        # a browser runs a script only if its hash is the one that the policy names
-        assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
-    return page
-
 
 def drawn(path: Path, colour: str = "red") -> str:
     draw(Scene((Shape(colour, "circle"), None, None, None))).save(path)
@@ -114,13 +49,6 @@ def record(tmp_path: Path) -> Refinement:
     first = candidate(drawn(tmp_path / "a.png", "blue"), 0.25, aspects={"text_faithfulness": 2.5, "text_rendering": None})
     second = candidate(drawn(tmp_path / "b.png"), 0.75, round=1, request="a sharp red circle top left")
     return Refinement("p1", "t2i", "red circle top left", "refine", (first, second), 1, "threshold met")
-
-
-def pixels(attributes: dict[str, str | None]) -> Image.Image:
-    source = attributes["src"]
-    assert source is not None
-    with Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) as image:
-        return image.convert("RGB")
 
 
 def test_gallery_holds_the_pictures_exactly(record: Refinement) -> None:
