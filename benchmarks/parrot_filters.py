@@ -9,7 +9,7 @@ of a critic distilled on what an arm keeps, with equal steps for all arms. ``tab
     python benchmarks/parrot_filters.py filters --out OUT --seeds 42 1 2
     python benchmarks/parrot_filters.py students --out OUT --seeds 42 1 2     # hours: 4 to 6 minutes a student on one core
     python benchmarks/parrot_filters.py table --out OUT
-    python benchmarks/parrot_filters.py plot --out OUT --to docs/parrot_filters.png
+    python benchmarks/parrot_filters.py plot --out OUT --to docs/img/parrot_filters.png
 
 Results are appended to OUT/filters.jsonl and OUT/students.jsonl; what is there is not done again.
 """
@@ -217,12 +217,17 @@ def append(path: Path, row: dict[str, Any]) -> None:
     print(json.dumps(row), flush=True)
 
 
-def pooled(found: list[dict[str, Any]], part: str, whole: str) -> str:
-    """A share over all seeds, and the seeds' own standard deviation."""
+def share(found: list[dict[str, Any]], part: str, whole: str) -> float:
+    """A share over all seeds; NaN of nothing."""
     total = sum(row[whole] for row in found)
-    if not total:
-        return "-"
-    return f"{sum(row[part] for row in found) / total:.2f}"
+    return sum(row[part] for row in found) / total if total else math.nan
+
+
+def pooled_accuracy(found: list[dict[str, Any]]) -> tuple[float, float, int]:
+    """Accuracy over all seeds' pairs, half its 95 % interval, and the number of pairs."""
+    n = sum(row["n"] for row in found)
+    rate = sum(row["accuracy"] * row["n"] for row in found) / n
+    return rate, 1.96 * math.sqrt(rate * (1 - rate) / n), n
 
 
 def table(out: Path) -> None:
@@ -238,8 +243,9 @@ def table(out: Path) -> None:
             own = [row for row in of_teacher if row["arm"] == arm]
             if own:
                 shares = [("kept", "pairs"), ("sound", "kept"), ("sound_and_truly_labelled", "truly_labelled")]
-                shares.append(("wrong_label_passed", "wrong_label_asked"))
-                cells = [pooled(own, *share) for share in shares]
+                cells = [f"{share(own, *names):.2f}" for names in shares]
+                checked = ARMS[arm].get("check_votes") != 0
+                cells.append(f"{share(own, 'wrong_label_passed', 'wrong_label_asked'):.2f}" if checked else "no check")
                 print(f"| {arm} | {' | '.join(cells)} | {fmean(row['calls_per_pair'] for row in own):.1f} |")
     trained = rows(out / "students.jsonl")
     if trained:
@@ -249,14 +255,12 @@ def table(out: Path) -> None:
             own = sorted((row for row in trained if row["arm"] == arm), key=lambda row: row["seed"])
             if own:
                 each = ", ".join(f"{row['accuracy']:.3f}" for row in own)
-                n = sum(row["n"] for row in own)
-                share = sum(row["accuracy"] * row["n"] for row in own) / n
-                half = 1.96 * math.sqrt(share * (1 - share) / n)
-                print(f"| {arm} | {fmean(row['kept'] for row in own):.0f} | {each} | {share:.3f} ± {half:.3f} of {n} |")
+                rate, half, n = pooled_accuracy(own)
+                print(f"| {arm} | {fmean(row['kept'] for row in own):.0f} | {each} | {rate:.3f} ± {half:.3f} of {n} |")
 
 
 def plot(out: Path, to: Path) -> None:
-    """Precision against recall of every arm, a panel for each teacher."""
+    """Precision and wrong labels passed against recall, a column for each teacher; and the students, one point for each seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -264,23 +268,43 @@ def plot(out: Path, to: Path) -> None:
 
     found = rows(out / "filters.jsonl")
     teachers = [name for name in TEACHERS if any(row["teacher"] == name for row in found)]
-    figure, axes = plt.subplots(1, len(teachers), figsize=(3.6 * len(teachers), 4.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(2, len(teachers), figsize=(3.4 * len(teachers), 8.4), squeeze=False)
     colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    for axis, teacher in zip(axes[0], teachers, strict=True):
+    for column, teacher in enumerate(teachers):
         for number, arm in enumerate(ARMS):
             own = [row for row in found if (row["teacher"], row["arm"]) == (teacher, arm)]
-            if own:
-                precision = sum(row["sound"] for row in own) / max(1, sum(row["kept"] for row in own))
-                recall = sum(row["sound_and_truly_labelled"] for row in own) / sum(row["truly_labelled"] for row in own)
-                marker = "osD^vPX*"[number % 8]
-                axis.scatter(recall, precision, color=colours[number % 20], marker=marker, s=46, label=arm)
-        axis.set(title=teacher, xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
-        axis.grid(alpha=0.3)
+            look = {"color": colours[number % 20], "marker": "osD^vPX*"[number % 8], "s": 46, "label": arm}
+            recall = share(own, "sound_and_truly_labelled", "truly_labelled")
+            axes[0][column].scatter(recall, share(own, "sound", "kept"), **look)
+            if ARMS[arm].get("check_votes") != 0:
+                axes[1][column].scatter(recall, share(own, "wrong_label_passed", "wrong_label_asked"), **look)
+        axes[0][column].set_title(teacher)
+        axes[1][column].set_xlabel("recall")
+        for row in (0, 1):
+            axes[row][column].margins(0.15)
+            axes[row][column].grid(alpha=0.3)
     axes[0][0].set_ylabel("precision")
+    axes[1][0].set_ylabel("wrong labels that pass the check")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=3, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.24, 1, 1))
-    figure.savefig(to, dpi=130)
+    figure.legend(handles, labels, loc="lower center", ncol=3, fontsize=9, frameon=False)
+    figure.suptitle("Each panel has its own axes")
+    figure.tight_layout(rect=(0, 0.16, 1, 1))
+    figure.savefig(to, dpi=110)
+
+    trained = rows(out / "students.jsonl")
+    arms = [arm for arm in STUDENTS if any(row["arm"] == arm for row in trained)]
+    if not arms:
+        return
+    figure, axis = plt.subplots(figsize=(9, 0.5 * len(arms) + 1.2))
+    for place, arm in enumerate(reversed(arms)):
+        own = [row for row in trained if row["arm"] == arm]
+        axis.scatter([row["accuracy"] for row in own], [place] * len(own), color="tab:blue", alpha=0.6)
+        axis.scatter(pooled_accuracy(own)[0], place, color="black", marker="|", s=260)
+    axis.set_yticks(range(len(arms)), list(reversed(arms)))
+    axis.set_xlabel("accuracy on held-out pairs: a point a seed, the bar for all")
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(to.with_stem(f"{to.stem}_students"), dpi=110)
 
 
 def data(out: Path, seeds: list[int]) -> None:

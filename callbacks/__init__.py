@@ -1,5 +1,7 @@
 """Callbacks: they write."""
 
+from .attacks import AttackWriter
+from .ema import WeightEMA
 from .export import AdapterEMA, AdapterExport, CriticExport, RationaleExport
 from .guard import ResolutionGuard
 from .mlflow import MLflowArtifacts, MLflowParent, MLflowSaveConfig, MLflowSystemMetrics, parent_run
@@ -10,6 +12,7 @@ from .writers import EvaluationWriter, RationaleWriter, RefinementWriter
 __all__ = [
     "AdapterEMA",
     "AdapterExport",
+    "AttackWriter",
     "CriticExport",
     "EvaluationWriter",
     "MLflowArtifacts",
@@ -23,6 +26,7 @@ __all__ = [
     "RefinementWriter",
     "ResolutionGuard",
     "RewardLogging",
+    "WeightEMA",
     "parent_run",
     "read_history",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,27 +19,79 @@ from rationalrewards.components.parrot.export import export
 from rationalrewards.components.records import Rationale, read_jsonl
 from torch import Tensor
 
+from .ema import validated_weights
 from .writers import RationaleWriter, writable_folder
 
 
 class CriticExport(Callback):
-    """Writes the distilled critic at the end of ``fit``: a folder that transformers loads unchanged.
+    """Writes the distilled critic: a folder that transformers loads unchanged.
+
+    Without ``monitor``, the last weights at the end of ``fit``. With it, the best: after each validation that is better than all before,
+    the weights that were validated (the average's, with :class:`~rationalrewards.callbacks.WeightEMA`). Its files are replaced only
+    when all new ones are complete. If nothing was ever monitored, the last weights are written at the end with a warning.
 
     Args:
         output_dir: Where to.
+        monitor: A validation metric, e.g. ``"val/pair_accuracy"``.
+        mode: ``"max"`` if more is better, ``"min"`` if less is.
+
+    Raises:
+        ValueError: If ``mode`` is another.
     """
 
-    def __init__(self, output_dir: str) -> None:
+    def __init__(self, output_dir: str, monitor: str | None = None, mode: Literal["max", "min"] = "max") -> None:
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode is 'max' or 'min', got {mode!r}")
         self.output_dir = output_dir
+        self.monitor = monitor
+        self.mode = mode
+        self.best: float | None = None
+        """Value of the monitored metric at the weights that were written."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out now, not after training, whether the folder can be written."""
         writable_folder(self.output_dir)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the folder, if this is the best so far."""
+        value = trainer.callback_metrics.get(self.monitor or "")
+        if trainer.sanity_checking or value is None or math.isnan(value):
+            return
+        sign = 1.0 if self.mode == "max" else -1.0
+        if self.best is None or sign * float(value) > sign * self.best:
+            self.best = float(value)
+            with validated_weights(trainer):
+                self._write(trainer, pl_module)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the folder: every process takes part, since it may hold the weights of its share only."""
-        pl_module.export(self.output_dir)  # type: ignore[operator]
+        """Write the folder, unless the best was written: every process takes part, since it may hold the weights of its share only."""
+        if self.monitor is not None and self.best is None:
+            rank_zero_warn(
+                f"{self.monitor} was never validated, so that {self.output_dir} holds the last weights and not the best"
+            )
+        if self.best is None:
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(self.output_dir)
+        new = folder.with_name(f".{folder.name}.new")
+        if trainer.is_global_zero:
+            shutil.rmtree(new, ignore_errors=True)
+        trainer.strategy.barrier("room for the critic")
+        pl_module.export(str(new))  # type: ignore[operator]
+        if trainer.is_global_zero:
+            for path in new.iterdir():
+                path.replace(folder / path.name)
+            new.rmdir()
         trainer.strategy.barrier("critic exported")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on; a folder that was written before is the one to beat."""
+        self.best = state_dict["best"]
 
 
 class RationaleExport(Callback):

@@ -221,6 +221,7 @@ class RationaleReport(Callback):
         part = path.with_suffix(".part")
         part.write_text(page, encoding="utf-8")
         part.replace(path)
+        rank_zero_info(f"PARROT: {summary['kept']:,} of {summary['pairs']:,} pairs kept; see {path}")
         metrics = report_metrics(summary, usage)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=summary["pairs"])

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from rationalrewards.components.pages import gallery_page
 from rationalrewards.components.parrot import Ledger, merged, read_ledgers, write_rationales
 from rationalrewards.components.parrot.audit import summarise
+from rationalrewards.components.protocols import Result, markdown
 from rationalrewards.components.records import (
     Candidate,
     Refinement,
@@ -47,6 +50,9 @@ class RationaleWriter(Callback):
     The ledger is all there is to a run: killed at any instant and started again, it goes on where it was. Every process keeps one of
     its own (``ledger.rank1.db`` and so on) and reads those of all.
 
+    What is written holds every pair that was ever brought to a result in the folder. A warning says how many of them were not in this
+    run, as after a rerun on fewer pairs.
+
     Args:
         output_dir: Where to.
     """
@@ -54,6 +60,7 @@ class RationaleWriter(Callback):
     def __init__(self, output_dir: str) -> None:
         self.output_dir = output_dir
         self._ledger: Ledger | None = None
+        self._pairs = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the ledger and hand it to the module."""
@@ -61,12 +68,20 @@ class RationaleWriter(Callback):
         own = folder / ("ledger.db" if trainer.global_rank == 0 else f"ledger.rank{trainer.global_rank}.db")
         self._ledger = Ledger(own, [path for path in sorted(folder.glob("ledger*.db")) if path != own])
         pl_module.ledger = self._ledger  # type: ignore[assignment]
+        self._pairs = 0
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count the run's pairs."""
+        self._pairs += len(batch)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rationales of all processes and the counts."""
         assert self._ledger is not None
         self._ledger.close()
-        trainer.strategy.barrier("pairs closed")
+        # this waits for all processes, and so until all ledgers are closed
+        pairs = int(trainer.strategy.reduce(torch.tensor(self._pairs, device=pl_module.device), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
         folder = Path(self.output_dir)
@@ -74,6 +89,11 @@ class RationaleWriter(Callback):
             write_rationales(ledgers, folder / "rationales.jsonl")
             summary = summarise(merged(ledgers))
         (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+        if summary["pairs"] > pairs:
+            rank_zero_warn(
+                f"{folder} holds {summary['pairs']} pairs, and {summary['pairs'] - pairs} of them were not in this run: they are in "
+                "rationales.jsonl and summary.json too; give another output_dir to leave them out"
+            )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Release the ledger."""
@@ -133,7 +153,7 @@ class RefinementWriter(Callback):
             aspects = {
                 key: (score if isinstance(score := made.critique.score(key), float) else None) for key in made.critique.aspects
             }
-            reward = made.critique.reward()
+            reward = made.score
             candidates.append(
                 Candidate(
                     made.round,
@@ -176,6 +196,10 @@ class RefinementWriter(Callback):
 class EvaluationWriter(Callback):
     """Writes ``judgements.jsonl`` (one row per pair, in the order of the pairs) and ``evaluation.json`` (the metrics).
 
+    Where pairs were judged in both ways, there is a file for each: ``judgements.pointwise.jsonl`` and ``judgements.pairwise.jsonl``.
+    Where they were counted by protocols, ``evaluation.json`` holds the result rows too (``results``), and ``evaluation.md`` is a table
+    of them.
+
     Args:
         output_dir: Where to.
     """
@@ -187,15 +211,25 @@ class EvaluationWriter(Callback):
         """Make the folder, without what an earlier run left in it."""
         folder = writable_folder(self.output_dir)
         if trainer.is_global_zero:
-            for path in (folder / "judgements.jsonl", folder / "evaluation.json", *folder.glob("judgements.rank*.jsonl")):
-                path.unlink(missing_ok=True)
+            left = [*folder.glob("judgements.jsonl"), *folder.glob("judgements.*.jsonl"), *folder.glob("evaluation.*")]
+            for path in left:
+                if path.suffix in (".jsonl", ".json", ".md"):
+                    path.unlink(missing_ok=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both files: the first process, whose module has the judgements of all. No process goes on before they are there."""
+        """Write all files: the first process, whose module has the judgements of all. No process goes on before they are there."""
         if trainer.is_global_zero:
             folder = Path(self.output_dir)
-            rows: list[dict[str, Any]] = pl_module.rows  # type: ignore[assignment]
-            (folder / "judgements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+            rows: dict[str, list[dict[str, Any]]] = {}
+            for row in pl_module.rows:  # type: ignore[union-attr]
+                rows.setdefault(row["mode"], []).append(row)
+            for mode, found in rows.items():
+                name = "judgements.jsonl" if len(rows) == 1 else f"judgements.{mode}.jsonl"
+                (folder / name).write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+            written: dict[str, Any] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            results: list[Result] = pl_module.results  # type: ignore[assignment]
+            if results:
+                written["results"] = [to_json(result) for result in results]
+                (folder / "evaluation.md").write_text(markdown(results), encoding="utf-8")
+            (folder / "evaluation.json").write_text(json.dumps(written, indent=2), encoding="utf-8")
         trainer.strategy.barrier("evaluation written")

@@ -16,9 +16,12 @@ from .critic import Critic, CritiqueRequest
 from .generation import FlowGenerator
 from .generation.noise import seed_for
 from .records import Critique, PromptRecord, Unscored, open_pictures
+from .rewards import RewardModel
 
 Arm = Literal["base", "best_of_n", "blind_rewrite", "refine_always_accept", "refine_keep_best"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
+UNWRITTEN: tuple[Arm, ...] = ("base", "best_of_n")
+"""Arms that rewrite no request, and so need no critic but only something that picks."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,24 @@ class RefineOptions:
 
 @dataclass(frozen=True)
 class Made:
-    """A picture and its critique on the original request."""
+    """A picture and its critique on the original request, and what another reward model than the critic says of it."""
 
     round: int
     request: str
     image: Image.Image
     critique: Critique
+    judged: float | Unscored | None = None
+
+    @property
+    def score(self) -> float | Unscored:
+        """What picks: the other reward model's score where there is one, else the critique's reward in [0, 1]."""
+        return self.critique.reward() if self.judged is None else self.judged
 
     @property
     def reward(self) -> float | None:
-        """Reward in [0, 1]; ``None`` if unscored."""
-        reward = self.critique.reward()
-        return None if isinstance(reward, Unscored) else reward
+        """The score; ``None`` if unscored."""
+        score = self.score
+        return None if isinstance(score, Unscored) else score
 
 
 @dataclass
@@ -75,20 +84,27 @@ class Studio:
 
     Args:
         generator: A loaded generator.
-        critic: A loaded critic.
+        critic: A loaded critic; ``None`` for arms that rewrite nothing, where ``reward`` picks.
         seed: Seed of the noise.
         blank: Red, green and blue of the blank picture that the blind rewriter is shown.
+        reward: A loaded reward model that picks instead of the critic.
     """
 
     def __init__(
-        self, generator: FlowGenerator, critic: Critic, seed: int, blank: tuple[int, int, int] = (128, 128, 128)
+        self,
+        generator: FlowGenerator,
+        critic: Critic | None,
+        seed: int,
+        blank: tuple[int, int, int] = (128, 128, 128),
+        reward: RewardModel | None = None,
     ) -> None:
         self.generator = generator
         self.critic = critic
         self.seed = seed
         self.blank = blank
+        self.reward = reward
         self._sources: dict[str, tuple[Image.Image, ...]] = {}
-        self._made: dict[tuple[str, str, int], tuple[Image.Image, Critique]] = {}
+        self._made: dict[tuple[str, str, int], tuple[Image.Image, Critique, float | Unscored | None]] = {}
 
     def sources(self, record: PromptRecord) -> tuple[Image.Image, ...]:
         """A request's source pictures."""
@@ -96,8 +112,10 @@ class Studio:
             self._sources[record.id] = open_pictures(record, record.sources)
         return self._sources[record.id]
 
-    def make(self, wanted: Sequence[tuple[PromptRecord, str, int]]) -> list[tuple[Image.Image, Critique]]:
-        """Pictures and critiques for ``(record, request, copy)``; those made before are not made again."""
+    def make(
+        self, wanted: Sequence[tuple[PromptRecord, str, int]]
+    ) -> list[tuple[Image.Image, Critique, float | Unscored | None]]:
+        """Pictures, critiques and scores (see :class:`Made`) for ``(record, request, copy)``; those made before are not made again."""
         new = [key for key in dict.fromkeys((r.id, request, copy) for r, request, copy in wanted) if key not in self._made]
         records = {record.id: record for record, _, _ in wanted}
         images: dict[tuple[str, str, int], Image.Image] = {}
@@ -112,9 +130,20 @@ class Studio:
             CritiqueRequest(records[key[0]].task, records[key[0]].prompt, images[key], self.sources(records[key[0]]))
             for key in new
         ]
-        for key, critique in zip(new, self.critic.critique(asks) if asks else [], strict=True):
-            self._made[key] = (images[key], critique)
+        if asks:
+            critiques = [Critique({}) for _ in asks] if self.critic is None else self.critic.critique(asks)
+            for key, critique, judged in zip(new, critiques, self._judged(asks), strict=True):
+                self._made[key] = (images[key], critique, judged)
         return [self._made[record.id, request, copy] for record, request, copy in wanted]
+
+    def _judged(self, asks: Sequence[CritiqueRequest]) -> list[float | Unscored | None]:
+        if self.reward is None:
+            return [None] * len(asks)
+        rewards = self.reward.score(asks)
+        return [
+            value if valid else Unscored(reason)
+            for value, valid, reason in zip(rewards.total.tolist(), rewards.valid.tolist(), rewards.reasons, strict=True)
+        ]
 
     def rewrite_blind(self, records: Sequence[PromptRecord]) -> list[str]:
         """Requests rewritten by the same critic without seeing any result: it is shown a blank picture.
@@ -122,6 +151,7 @@ class Studio:
         Returns:
             One request per record; the original where the critic gave none.
         """
+        assert self.critic is not None
         blank = Image.new("RGB", (32, 32), self.blank)
         asks = [CritiqueRequest(r.task, r.prompt, blank, self.sources(r)) for r in records]
         return [
@@ -158,13 +188,19 @@ def run_arm(arm: Arm, records: Sequence[PromptRecord], studio: Studio, options: 
     budget is spent: ``refine_always_accept`` takes the last picture (with two pictures, the paper's loop), ``refine_keep_best`` the
     best.
 
+    Where the studio has a ``reward``, that picks; the critic still rewrites, and accepts.
+
     Raises:
-        ValueError: If there is no such arm, or the threshold is not on the critic's scale.
+        ValueError: If there is no such arm, it needs a critic and there is none, or the threshold is not on the critic's scale.
     """
     if arm not in ARMS:
         raise ValueError(f"unknown arm {arm!r}; known: {', '.join(ARMS)}")
-    scale = studio.critic.format.rules.scale
-    if options.threshold is not None and not scale.contains(options.threshold):
+    if studio.critic is None:
+        if arm not in UNWRITTEN:
+            raise ValueError(
+                f"arm {arm!r} rewrites requests, which takes a critic; without one there are: {', '.join(UNWRITTEN)}"
+            )
+    elif options.threshold is not None and not (scale := studio.critic.format.rules.scale).contains(options.threshold):
         raise ValueError(f"threshold {options.threshold:g} is not on the critic's scale, {scale}; give one that is, or null")
     traces = [Trace(record, arm) for record in records]
     if arm in ("base", "best_of_n", "blind_rewrite"):
@@ -179,9 +215,9 @@ def run_arm(arm: Arm, records: Sequence[PromptRecord], studio: Studio, options: 
     going = list(traces)
     for number in range(options.images_per_prompt):
         wanted = [(trace.record, _next_request(trace), number) for trace in going]
-        for trace, (_, request, _), (image, critique) in zip(going, wanted, studio.make(wanted), strict=True):
-            trace.made.append(Made(number, request, image, critique))
-            if accepted(critique, options.threshold):
+        for trace, (_, request, _), made in zip(going, wanted, studio.make(wanted), strict=True):
+            trace.made.append(Made(number, request, *made))
+            if accepted(trace.made[-1].critique, options.threshold):
                 trace.stop = "accepted"
         going = [trace for trace in going if not trace.stop]
     for trace in traces:

@@ -2,7 +2,7 @@
 
 from rationalrewards.components.conversations import SupervisedRow
 
-from .batches import Batch
+from .batches import Batch, StepBatch
 from .preferences import PreferenceDataModule
 from .prompts import PromptDataModule, RolloutBatch
 from .rationales import RationaleDataModule
@@ -18,5 +18,6 @@ __all__ = [
     "PromptSet",
     "RationaleDataModule",
     "RolloutBatch",
+    "StepBatch",
     "SupervisedRow",
 ]

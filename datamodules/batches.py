@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch.distributed
-from rationalrewards.components.generation.noise import seed_for
+from rationalrewards.components.seeds import seed_for
 from torch.utils.data import DataLoader, Dataset
 
 T = TypeVar("T")
@@ -47,6 +47,19 @@ class Batch(Generic[T]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+class StepBatch(Batch[T]):
+    """A micro-batch that knows what an optimizer step is of.
+
+    Args:
+        records: Its rows, ready for the model.
+        later: Answers of the rows that this process has in the later micro-batches of the same step; ``None`` in those themselves.
+    """
+
+    def __init__(self, records: Iterable[T], later: Iterable[str] | None = ()) -> None:
+        super().__init__(records)
+        self.later = None if later is None else tuple(later)
 
 
 class BatchPlan(Generic[T]):

@@ -1,19 +1,83 @@
-"""Preference pairs for rationalization and evaluation."""
+"""Preference pairs for rationalization and evaluation, and to learn from."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from rationalrewards.components.records import Preference
+from PIL import Image
+from rationalrewards.components.records import Preference, open_pictures
+from rationalrewards.components.seeds import seed_for
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .batches import Batch, world
+from .batches import Batch, BatchPlan, PlannedLoader, world
 from .readers import PreferenceSet, iter_preferences
 from .splits import Fold
+
+
+@dataclass(frozen=True)
+class ShownPair:
+    """A pair with its pictures, read. In one batch a picture that several pairs name is one object.
+
+    Args:
+        pair: The pair.
+        images: Its candidates.
+        sources: Its source pictures.
+    """
+
+    pair: Preference
+    images: tuple[Image.Image, Image.Image]
+    sources: tuple[Image.Image, ...] = ()
+
+
+def show(pairs: Sequence[Preference]) -> Batch[ShownPair]:
+    """Read the pictures of some pairs, each once.
+
+    Raises:
+        ValueError: If one cannot be read; the message names it and its pair.
+    """
+    seen: dict[str, Image.Image] = {}
+
+    def pictures(pair: Preference, names: Sequence[str]) -> tuple[Image.Image, ...]:
+        for name in names:
+            if name not in seen:
+                (seen[name],) = open_pictures(pair, [name])
+        return tuple(seen[name] for name in names)
+
+    shown = []
+    for pair in pairs:
+        first, second = pictures(pair, pair.candidates)
+        shown.append(ShownPair(pair, (first, second), pictures(pair, pair.sources)))
+    return Batch(shown)
+
+
+def grouped_batches(groups: Sequence[Any], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Batches of indices in random order, in which the members of a group follow each other.
+
+    Args:
+        groups: What each row belongs to; every row its own group gives a plain shuffle.
+        batch_size: Rows per batch; one of them may be smaller.
+        seed: Seed.
+        epoch: Epoch; every epoch has another order.
+    """
+    rng = random.Random(seed_for(seed, "pairs", epoch))
+    members: dict[Any, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    drawn = list(members.values())
+    rng.shuffle(drawn)
+    order = []
+    for rows in drawn:
+        rng.shuffle(rows)
+        order += rows
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    rng.shuffle(batches)  # or the small one would always come last
+    return batches
 
 
 @dataclass(frozen=True)
@@ -125,8 +189,13 @@ class PairLoader:
 class PreferenceDataModule(LightningDataModule):
     """Batches of :class:`~rationalrewards.components.records.Preference`, read while they are used.
 
-    Pairs come in the order of files and sets, and are dealt out to the processes one by one, none twice. Every process reads all rows
-    but keeps none, so that a set of any length takes the same memory, and a given number of processes the same batches.
+    To judge (``predict``, ``test``), pairs come in the order of files and sets, and are dealt out to the processes one by one, none
+    twice. Every process reads all rows but keeps none, so that a set of any length takes the same memory, and a given number of
+    processes the same batches.
+
+    To learn from (``fit``), pairs of ``train`` come as :class:`ShownPair` in an order that is a function of ``seed`` and epoch, and go
+    on with the next batch after a run was interrupted. The records are held in memory, a kilobyte each, and the pictures are read when
+    their batch is made: unpack sets for it whose pictures lie in parquet, where a picture cannot be read without those before it.
 
     Args:
         paths: Files that ``read_preferences`` reads: our records as JSONL or parquet, ranked images, or edits. An id may stand in one
@@ -139,7 +208,15 @@ class PreferenceDataModule(LightningDataModule):
             is a coin flip or a tie, 0.7 says that 7 of 10 preferred the same picture, and a label without votes counts as 1.
         fold: Take one part of a split, in which no request with its source pictures is in two parts. Of edits it reads the source
             pictures.
-        num_workers: Processes that read ahead. Each reads all rows, so that one does as much as many.
+        num_workers: Processes that read ahead. Each reads all rows, so that one does as much as many; of those of ``train`` it reads the
+            pictures, so that many do more.
+        train: Files or sets to learn from. ``limit``, ``decided_only``, ``min_agreement`` and ``fold`` hold for them as for the others.
+        val: Files or sets to validate on, of which none of the four leaves anything out.
+        val_fold: Take one part of a split of ``val``, e.g. the part ``val`` of the file whose part ``train`` is trained on.
+        limit_val: Take only the first so many pairs of ``val``.
+        together: Whether pairs of one request with the same source pictures follow each other in training, so that they share batches
+            and a picture that is in several of them is looked at once. Batches then say less about many requests than shuffled pairs.
+        seed: Seed of the order of ``train``.
 
     Raises:
         ValueError: If there is nothing to read, a set is given twice, or ``min_agreement`` is not between 0.5 and 1.
@@ -155,11 +232,19 @@ class PreferenceDataModule(LightningDataModule):
         min_agreement: float = 0.5,
         fold: Fold | None = None,
         num_workers: int = 0,
+        train: str | PreferenceSet | list[str | PreferenceSet] | None = None,
+        val: str | PreferenceSet | list[str | PreferenceSet] | None = None,
+        val_fold: Fold | None = None,
+        limit_val: int | None = None,
+        together: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         files = (paths,) if isinstance(paths, str) else tuple(paths or ())
-        if not files and not sets:
-            raise ValueError("give `data.paths`: files of preference pairs, or `data.sets`: public sets of them")
+        if not files and not sets and train is None and val is None:
+            raise ValueError(
+                "give `data.paths`: files of preference pairs, or `data.sets`: public sets of them; `data.train` to learn from"
+            )
         if not 0.5 <= min_agreement <= 1.0:
             raise ValueError(f"min_agreement is between 0.5 (a coin flip) and 1 (all agree), got {min_agreement}")
         given = [_rows_of(one) for one in sets or ()]
@@ -169,17 +254,31 @@ class PreferenceDataModule(LightningDataModule):
                     f"set {' '.join(filter(None, rows))} is given twice; its pairs would have the same ids: take one out"
                 )
         self.pairs = PairStream(files, tuple(sets or ()), limit, decided_only, min_agreement, fold)
+        self.train_pairs = replace(self.pairs, **_sources(train))
+        self.val_pairs = PairStream(**_sources(val), limit=limit_val, fold=val_fold)
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.together = together
+        self.seed = seed
         self.count: int | None = None
         """Pairs over all processes, at most; ``None`` where only reading a set, or the pictures for a fold, would tell."""
+        self.train_rows: list[Preference] = []
+        self.val_rows: list[Preference] = []
 
     def setup(self, stage: str) -> None:
         """Look through all files and into the sets, so that what is wrong with them comes up before a model is loaded.
 
+        To learn from and to validate on, all of them are read.
+
         Raises:
-            ValueError: If a file has a bad row, two files share an id, a set cannot be read, or there are no pairs.
+            ValueError: If a file has a bad row, two files share an id, a set cannot be read, there are no pairs, or nothing was given for
+                this stage.
         """
+        if stage in ("fit", "validate"):
+            self._set_up_fit(stage)
+            return
+        if not self.pairs.paths and not self.pairs.sets:
+            raise ValueError(f"give `data.paths` or `data.sets`: there is nothing to {stage} on")
         found: dict[str, str] = {}
         kept = 0
         cheap = replace(self.pairs, fold=None)
@@ -195,6 +294,20 @@ class PreferenceDataModule(LightningDataModule):
         next(iter(self.pairs))
         self.count = self._count(kept)
 
+    def _set_up_fit(self, stage: str) -> None:
+        if stage == "fit" and not self.train_rows:
+            if not self.train_pairs.paths and not self.train_pairs.sets:
+                raise ValueError("give `data.train`: files of preference pairs to learn from, or public sets of them")
+            self.train_rows = list(self.train_pairs)
+        if not self.val_rows and (self.val_pairs.paths or self.val_pairs.sets):
+            self.val_rows = list(self.val_pairs)
+            trained = {pair.id for pair in self.train_rows}
+            known = next((pair.id for pair in self.val_rows if pair.id in trained), None)
+            if known is not None:
+                raise ValueError(f"pair {known!r} is in `data.train` and in `data.val`; take other pairs, or give both a fold")
+        if stage == "validate" and not self.val_rows:
+            raise ValueError("give `data.val`: files of preference pairs to validate on, or public sets of them")
+
     def _count(self, kept: int) -> int | None:
         """How many pairs there are at most, where the files have ``kept``."""
         pairs = self.pairs
@@ -208,6 +321,32 @@ class PreferenceDataModule(LightningDataModule):
     def _loader(self) -> PairLoader:
         return PairLoader(self.pairs, self.batch_size, self.count, self.num_workers)
 
+    def train_dataloader(self) -> PlannedLoader:
+        """Batches of :class:`ShownPair`; every process gets its own, equally many."""
+        rows = self.train_rows
+        # paths, not pixels: what is read once is read once, and nothing is lost where two names lead to one picture
+        groups = [(pair.prompt, pair.sources) if self.together else index for index, pair in enumerate(rows)]
+
+        def plan(epoch: int, rank: int, processes: int) -> list[list[Preference]]:
+            batches = grouped_batches(groups, self.batch_size, self.seed, epoch)
+            usable = len(batches) // processes * processes
+            return [[rows[index] for index in batch] for batch in batches[rank:usable:processes]]
+
+        def count(processes: int) -> int:
+            return -(-len(rows) // self.batch_size) // processes
+
+        return PlannedLoader(BatchPlan(plan, count), show, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """All pairs of ``val`` as :class:`ShownPair`, in order; nothing if none were given.
+
+        A plain loader, so that every process gets as many batches, as split weights need; Lightning's sampler gives some pairs to two
+        processes for that.
+        """
+        if not self.val_rows:
+            return []
+        return DataLoader(self.val_rows, batch_size=self.batch_size, collate_fn=show, num_workers=self.num_workers)  # type: ignore[arg-type]
+
     def predict_dataloader(self) -> PairLoader:
         """All pairs, in order."""
         return self._loader()
@@ -215,6 +354,13 @@ class PreferenceDataModule(LightningDataModule):
     def test_dataloader(self) -> PairLoader:
         """All pairs, in order."""
         return self._loader()
+
+
+def _sources(given: str | PreferenceSet | list[str | PreferenceSet] | None) -> dict[str, Any]:
+    """Files and sets among what was given, as the fields of a :class:`PairStream`."""
+    several = [] if given is None else given if isinstance(given, list) else [given]
+    files = tuple(one for one in several if isinstance(one, str))
+    return {"paths": files, "sets": tuple(one for one in several if not isinstance(one, str))}
 
 
 def _rows_of(one: PreferenceSet) -> tuple[str, str, str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from rationalrewards.components.generation.noise import seed_for
 from rationalrewards.components.records import PromptRecord
+from rationalrewards.components.seeds import seed_for
 from torch.utils.data import DataLoader
 
 from .batches import Batch, BatchPlan, PlannedLoader

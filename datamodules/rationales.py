@@ -23,18 +23,20 @@ from rationalrewards.components.conversations import (
 )
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.critique.formats import Message
-from rationalrewards.components.generation.noise import seed_for
 from rationalrewards.components.records import Preference, Rationale, Task, Unscored, read_jsonl
+from rationalrewards.components.seeds import seed_for
 from torch.utils.data import DataLoader
 
-from .batches import Batch, BatchPlan, PlannedLoader, length_grouped
+from .batches import Batch, BatchPlan, PlannedLoader, StepBatch, length_grouped
 from .readers import read_preferences
 
 Row = SupervisedRow | Conversation
+Share = tuple[list[Row], list[Row] | None]
+"""Rows of a micro-batch, and those of the later ones of its optimizer step; ``None`` if it is one of these."""
 
 
 class RationaleDataModule(LightningDataModule):
-    """Pointwise and pairwise rows (both orders) of rationales, in batches of similar length.
+    """Pointwise and pairwise rows (both orders) of rationales, in batches of similar length that know their optimizer step.
 
     Files may hold rationales or conversations. Rationales are ``rationales.jsonl`` of PARROT. Conversations are rows of sharegpt with
     OpenAI's tags, as JSON, JSON lines or parquet: what :func:`rationalrewards.components.parrot.export.export` writes, and others'
@@ -47,11 +49,12 @@ class RationaleDataModule(LightningDataModule):
         format: The student's format, which must be the one that the rationales were written in; the default rubric if omitted.
         val: Likewise, for the teacher-forced validation loss.
         val_preferences: Preference pairs for the generated pair accuracy in validation.
-        batch_size: Rows per batch.
+        batch_size: Rows per batch of each process; with ``accumulate_grad_batches``, several such make a step.
         pairwise: Whether pairwise rows are used.
         pointwise: Whether pointwise rows are used.
         both_orders: Whether every pair appears in both orders. Conversations of others do not say which is which and stay.
         pairwise_share: Share of the pairs that give pairwise rows, which are long; all give pointwise rows.
+        val_batch_size: Rows or pairs per batch in validation, which needs no memory for gradients; as ``batch_size`` if omitted.
         limit_val: Take only the first so many pairs of each validation file; of others' conversations, so many rows.
         pictures_root: Folder that relative names of pictures in JSON conversations start from; that of the file if omitted.
         num_workers: Worker processes that read pictures.
@@ -69,6 +72,7 @@ class RationaleDataModule(LightningDataModule):
         pointwise: bool = True,
         both_orders: bool = True,
         pairwise_share: float = 1.0,
+        val_batch_size: int | None = None,
         limit_val: int | None = None,
         pictures_root: str | None = None,
         num_workers: int = 0,
@@ -86,6 +90,7 @@ class RationaleDataModule(LightningDataModule):
         self.pointwise = pointwise
         self.both_orders = both_orders
         self.pairwise_share = pairwise_share
+        self.val_batch_size = val_batch_size or batch_size
         self.limit_val = limit_val
         self.pictures_root = pictures_root
         self.num_workers = num_workers
@@ -196,29 +201,55 @@ class RationaleDataModule(LightningDataModule):
     def _fetch(self, rows: list[Row]) -> list[tuple[list[Message], str]]:
         return [row.load(self.format) for row in rows]
 
+    def _fetch_share(self, share: Share) -> StepBatch[tuple[list[Message], str]]:
+        rows, later = share
+        return StepBatch(self._fetch(rows), None if later is None else [_answer(row, self.format) for row in later])
+
+    def _micro_batches(self) -> tuple[int, bool]:
+        """Micro-batches of an optimizer step, and whether an epoch must hold whole steps: DeepSpeed counts on across epochs."""
+        trainer = self.trainer
+        if trainer is None:
+            return 1, False
+        return trainer.accumulate_grad_batches, trainer.strategy.handles_gradient_accumulation
+
     def train_dataloader(self) -> PlannedLoader:
-        """Batches of ``(messages, answer)``; every rank gets its own, equally many."""
+        """:class:`StepBatch` es of ``(messages, answer)``; every rank gets its own, equally many."""
         lengths = [row.length for row in self.rows]
 
-        def plan(epoch: int, rank: int, processes: int) -> list[list[Row]]:
-            batches = length_grouped(lengths, self.batch_size, self.seed, epoch)
-            usable = len(batches) // processes * processes
-            return [[self.rows[i] for i in batch] for batch in batches[rank:usable:processes]]
-
         def count(processes: int) -> int:
-            return -(-len(self.rows) // self.batch_size) // processes
+            batches = -(-len(self.rows) // self.batch_size) // processes
+            several, whole = self._micro_batches()
+            if whole and batches < several:
+                raise ValueError(
+                    f"an epoch has {batches} batches for each process, less than one step of {several}; lower accumulate_grad_batches"
+                )
+            return batches - batches % several * whole
 
-        return PlannedLoader(BatchPlan(plan, count), self._fetch, self.num_workers)
+        def plan(epoch: int, rank: int, processes: int) -> list[Share]:
+            batches = length_grouped(lengths, self.batch_size, self.seed, epoch)
+            mine = [[self.rows[i] for i in batch] for batch in batches[rank::processes][: count(processes)]]
+            several, _ = self._micro_batches()
+            return [
+                (rows, None if number % several else [row for later in mine[number + 1 : number + several] for row in later])
+                for number, rows in enumerate(mine)
+            ]
+
+        return PlannedLoader(BatchPlan(plan, count), self._fetch_share, self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """First the rationales (teacher-forced loss), then the preference pairs (generated accuracy); either may be empty."""
         rows: DataLoader[Any] = DataLoader(
             self.val_rows,  # type: ignore[arg-type]
-            batch_size=self.batch_size,
+            batch_size=self.val_batch_size,
             collate_fn=self._fetch,
         )
-        pairs: DataLoader[Any] = DataLoader(self.val_preferences, batch_size=self.batch_size, collate_fn=Batch)  # type: ignore[arg-type]
+        pairs: DataLoader[Any] = DataLoader(self.val_preferences, batch_size=self.val_batch_size, collate_fn=Batch)  # type: ignore[arg-type]
         return [rows, pairs]
+
+
+def _answer(row: Row, format: CritiqueFormat) -> str:
+    """What a row teaches to answer, without its pictures."""
+    return row.answer if isinstance(row, Conversation) else row.render(format, lambda names: [None] * len(names))[1]
 
 
 def _files(path: Path) -> list[Path]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
-from rationalrewards.components.generation.noise import seed_for
 from rationalrewards.components.records import Preference, PromptRecord, group_id
+from rationalrewards.components.seeds import seed_for
 
 PARTS = ("train", "val", "test")
 

@@ -91,12 +91,19 @@ class Rationalizer:
         self.module.teacher.load(device)
         self.folder = Path(folder)
         self.ledger: Ledger | None = None
+        self.known: set[Path] = set()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """The outcomes of a batch, as JSON."""
         pairs = [from_json(Preference, json.loads(row)) for row in batch["pair"]]
-        if self.ledger is None:  # not before: Ray calls this in another thread than __init__, and SQLite stays in one
+        # not in __init__: Ray calls this in another thread, and SQLite stays in one. Again when there are more ledgers: the batch of
+        # an actor that is gone may come here, and with it what that one was answered.
+        there = {path for path in self.folder.glob("ledger*.db") if path.stat().st_size}
+        if self.ledger is None or there != self.known:
+            if self.ledger is not None:
+                self.ledger.close()
             self.ledger = self.module.ledger = open_ledger(self.folder)
+            self.known = there | {path for path in (self.ledger.path,) if path is not None}
         return {"outcome": [json.dumps(outcome.as_json()) for outcome in self.module.predict_step(pairs, 0)]}
 
 

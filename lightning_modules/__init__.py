@@ -1,17 +1,21 @@
 """The stages of reasoning rewards, each a LightningModule."""
 
+from .attack import RewardAttackModule
 from .base import RewardsModule
 from .distill import RationaleDistillModule
 from .evaluation import RewardEvaluationModule
+from .preference_reward import PreferenceRewardModule
 from .rationalize import RationalizeModule
 from .refine import RefineLoop
 from .reward_rl import NoResolutionError, RewardRLModule
 
 __all__ = [
     "NoResolutionError",
+    "PreferenceRewardModule",
     "RationaleDistillModule",
     "RationalizeModule",
     "RefineLoop",
+    "RewardAttackModule",
     "RewardEvaluationModule",
     "RewardRLModule",
     "RewardsModule",

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from rationalrewards.components.chat import ChatRequest, TransformersChat
 from rationalrewards.components.chat.transformers_chat import load_processor
 from rationalrewards.components.checkpoints import resolve
 from rationalrewards.components.critic import Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat, save_fingerprint
-from rationalrewards.components.critique.formats import Message
+from rationalrewards.components.distillation import AnswerLoss, Row, answer_tokens, encode_rows, picture_key
+from rationalrewards.components.distillation.compiling import compile_blocks, eager
+from rationalrewards.components.distillation.loss import LOGIT_BYTES
+from rationalrewards.components.distillation.steps import StepTokens
+from rationalrewards.components.distillation.weights import freeze, gathered, language_linears, shard, whole_new_weights
 from rationalrewards.components.memory import explain_out_of_memory
 from rationalrewards.components.records import Preference, Unscored, open_pictures
+from rationalrewards.datamodules.batches import StepBatch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText
 
 from .base import LESS_AT_ONCE, RewardsModule
 
-Row = tuple[list[Message], str]
-
 
 class RationaleDistillModule(RewardsModule):
     """Token cross-entropy on the critique, given the request without the label (arXiv 2604.11626, phase 3).
+
+    The loss of an optimizer step is the mean over all its answer tokens, whichever way its rows are split into micro-batches and
+    processes, given the batches of :class:`~rationalrewards.datamodules.RationaleDataModule`. What is left out of its computation is in
+    :class:`~rationalrewards.components.distillation.AnswerLoss`.
 
     Args:
         path: Folder or hub id of the student, e.g. ``Qwen/Qwen3-VL-8B-Instruct``.
@@ -46,7 +49,15 @@ class RationaleDistillModule(RewardsModule):
         attention: Attention implementation as transformers names it, e.g. ``"flash_attention_2"``.
         max_pixels: Larger pictures are brought down to this many pixels, in training and in the exported critic.
         max_length: Longest row in tokens; a longer one is an error that names it, since cutting would drop picture tokens.
+        packing: Put the rows of a batch into one sequence, without padding; else they are padded to the longest.
+        picture_bytes: Memory for the features of pictures on the CPU, in bytes: what a frozen vision tower has seen in a picture is used
+            again in other rows and epochs. A picture of n tokens takes n times the language model's width, once and again for each deep
+            layer (Qwen3-VL-8B in bfloat16: 32 kB a token). 0 keeps nothing. A vision tower that trains looks at every picture anew.
+        logit_bytes: Memory for logits at a time, in bytes.
+        compile: Compile the language model's layers with ``torch.compile``.
         val_max_tokens: Most tokens of a critique in validation.
+        val_constrained: Force critiques in validation into the form that can be read.
+        val_expected: Score them by expected scores, which leaves hardly a tie; not of a model that is split over processes.
     """
 
     def __init__(
@@ -64,7 +75,13 @@ class RationaleDistillModule(RewardsModule):
         attention: str = "sdpa",
         max_pixels: int | None = None,
         max_length: int = 32768,
+        packing: bool = True,
+        picture_bytes: int = 2**30,
+        logit_bytes: int = LOGIT_BYTES,
+        compile: bool = False,
         val_max_tokens: int = 2048,
+        val_constrained: bool = False,
+        val_expected: bool = False,
     ) -> None:
         super().__init__()
         self.path = path
@@ -80,10 +97,18 @@ class RationaleDistillModule(RewardsModule):
         self.attention = attention
         self.max_pixels = max_pixels
         self.max_length = max_length
+        self.packing = packing
+        self.picture_bytes = picture_bytes
+        self.logit_bytes = logit_bytes
+        self.compile_student = compile
         self.val_max_tokens = val_max_tokens
+        self.val_constrained = val_constrained
+        self.val_expected = val_expected
         self.student: Any = None
         self.processor: Any = None
         self._zero3: Any = None
+        self._answers: AnswerLoss | None = None
+        self._step = StepTokens()
         # a checkpoint may hold what trains only (a LoRA; DeepSpeed's exclude_frozen_parameters); on_load_checkpoint checks that
         self.strict_loading = False
         self._correct: list[float] = []
@@ -106,14 +131,12 @@ class RationaleDistillModule(RewardsModule):
             enable({"use_reentrant": False})
             student.enable_input_require_grads()
         if self.lora_rank is None:
-            for name, parameter in student.named_parameters():
-                if _is_projector(name):
-                    parameter.requires_grad_(not self.freeze_projector)
-                elif _is_vision(name):
-                    parameter.requires_grad_(not self.freeze_vision)
+            freeze(student, self.freeze_vision, self.freeze_projector)
         student.train()
+        if self.compile_student:
+            compile_blocks(student)
         if self.device_mesh is not None:
-            _shard(student, self.device_mesh["data_parallel"])
+            shard(student, self.device_mesh["data_parallel"])
         self.student = student
 
     def _load(self) -> Any:
@@ -125,15 +148,11 @@ class RationaleDistillModule(RewardsModule):
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=self.lora_rank, lora_alpha=self.lora_alpha, target_modules=self._language_linears(student))
-        with _whole_new_weights():
+        with whole_new_weights():
             return get_peft_model(student, config)
 
     def _language_linears(self, student: Any) -> list[str]:
-        found = [
-            name
-            for name, module in student.named_modules()
-            if isinstance(module, torch.nn.Linear) and not _is_vision(name) and not _is_projector(name) and "lm_head" not in name
-        ]
+        found = language_linears(student)
         if not found:
             raise ValueError(f"{self.path}: found no linear layer of the language model to put a LoRA on")
         return found
@@ -146,66 +165,37 @@ class RationaleDistillModule(RewardsModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
 
     def encode(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """Model inputs of rows: request, answer and end of turn, with ``labels`` on the answer's tokens only.
-
-        Returns:
-            ``input_ids``, ``attention_mask`` and ``labels`` ``[B, L]`` (right-padded), and the pictures' tensors.
-
-        Raises:
-            ValueError: If a row is longer than ``max_length``.
-        """
-        tokenizer = self.processor.tokenizer
-        tokenizer.padding_side = "left"
-        chat = TransformersChat(self.path).attach(self.student, self.processor)
-        inputs = dict(chat.encode([ChatRequest(messages) for messages, _ in rows]))
-        mask = inputs["attention_mask"].bool()
-        # tokenised apart from the request, exactly as generation continues from it
-        answers = [tokenizer(f"{answer}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"] for _, answer in rows]
-        lengths = [int(mask[i].sum()) + len(answer) for i, answer in enumerate(answers)]
-        if max(lengths) > self.max_length:
-            request = next(
-                part["text"] for part in reversed(rows[lengths.index(max(lengths))][0][-1]["content"]) if "text" in part
-            )
-            raise ValueError(
-                f"a row has {max(lengths)} tokens, more than max_length {self.max_length}: {request[:80]!r}; raise max_length or use "
-                "smaller pictures"
-            )
-        encoded: dict[str, Tensor] = {}
-        for name, tensor in inputs.items():
-            if not (isinstance(tensor, Tensor) and tensor.shape == mask.shape):
-                encoded[name] = tensor
-                continue
-            fill = tokenizer.pad_token_id if name == "input_ids" else 0
-            padded = torch.full((len(rows), max(lengths)), fill, dtype=tensor.dtype)
-            for i, answer in enumerate(answers):
-                prompt = tensor[i][mask[i]]
-                padded[i, : len(prompt)] = prompt
-                if name in ("input_ids", "attention_mask"):
-                    tail = torch.tensor(answer) if name == "input_ids" else torch.ones(len(answer))
-                    padded[i, len(prompt) : len(prompt) + len(answer)] = tail
-            encoded[name] = padded
-        labels = torch.full((len(rows), max(lengths)), -100)
-        for i, answer in enumerate(answers):
-            labels[i, lengths[i] - len(answer) : lengths[i]] = torch.tensor(answer)
-        encoded["labels"] = labels
-        return encoded
+        """See :func:`~rationalrewards.components.distillation.encode_rows`."""
+        return encode_rows(TransformersChat(self.path).attach(self.student, self.processor), rows, self.max_length)
 
     def _loss(self, rows: Sequence[Row]) -> tuple[Tensor, int]:
+        """The sum over the rows' answer tokens, and their number."""
+        if self._answers is None:
+            self._answers = AnswerLoss(self.student, self.packing, self.picture_bytes, self.logit_bytes)
+        pictures = [picture_key(image) for messages, _ in rows for image in ChatRequest(messages).images()]
         encoded = {name: tensor.to(self.device) for name, tensor in self.encode(rows).items()}
-        labels = encoded.pop("labels")
-        # logits from the first answer on: over a large vocabulary those of requests and pictures would take most of the memory
-        first = int((labels != -100).int().argmax(dim=1).min())
-        targets = labels[:, first:]
+        labels = encoded["labels"]
         with explain_out_of_memory(f"{len(rows)} rows of up to {labels.shape[1]} tokens at once", LESS_AT_ONCE):
-            logits = self.student(**encoded, logits_to_keep=labels.shape[1] - first + 1).logits[:, :-1]
-            loss = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
-        return loss, int((targets != -100).sum())
+            return self._answers(encoded, pictures), int((labels != -100).sum())
 
-    def training_step(self, batch: Sequence[Row], batch_idx: int) -> Tensor:
-        """Mean cross-entropy over the batch's answer tokens."""
-        loss, tokens = self._loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        self.log("train/answer_tokens", float(tokens), batch_size=len(batch))
+    def training_step(self, batch: StepBatch[Row] | Sequence[Row], batch_idx: int) -> Tensor:
+        """The batch's share of the mean cross-entropy over the optimizer step's answer tokens."""
+        rows = list(batch)
+        loss, tokens = self._loss(rows)
+        later = batch.later if isinstance(batch, StepBatch) else ()
+        if later is not None or not self._step.total:
+            if not isinstance(batch, StepBatch) and self.trainer.accumulate_grad_batches > 1:
+                rank_zero_warn(
+                    "these batches do not know their step: its micro-batches count alike, however many tokens they have"
+                )
+            self._step.begin(
+                tokens + sum(len(answer_tokens(self.processor.tokenizer, answer)) for answer in later or ()), self.device
+            )
+        # Lightning divides by the number of micro-batches, and DeepSpeed once more; a mean of means wants the one and not the other
+        several, twice = self.trainer.accumulate_grad_batches, self.trainer.strategy.handles_gradient_accumulation
+        loss = self._step.share(loss, tokens, several ** (twice + isinstance(batch, StepBatch)))
+        self.log("train/loss", self._step.mean, prog_bar=True, batch_size=len(rows))
+        self.log("train/answer_tokens", float(tokens), batch_size=len(rows))
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -217,19 +207,23 @@ class RationaleDistillModule(RewardsModule):
         if isinstance(batch[0], Preference):
             self._judge(batch)
             return
-        loss, _ = self._loss(batch)
-        self.log("val/loss", loss, batch_size=len(batch), sync_dist=True, add_dataloader_idx=False)
+        loss, tokens = self._loss(list(batch))
+        # weighted by tokens, as in training
+        self.log("val/loss", loss / tokens, batch_size=tokens, sync_dist=True, add_dataloader_idx=False)
 
     def _judge(self, pairs: Sequence[Preference]) -> None:
         chat = TransformersChat(self.path, batch_size=2 * len(pairs)).attach(self.student, self.processor)
-        critic = Critic(chat, self.format, self.val_max_tokens, reasks=0, expected=False)  # alike under every strategy
+        critic = Critic(
+            chat, self.format, self.val_max_tokens, reasks=0, constrained=self.val_constrained, expected=self.val_expected
+        )
         requests = []
         for pair in pairs:
             sources = open_pictures(pair, pair.sources)
             requests += [
                 CritiqueRequest(pair.task, pair.prompt, image, sources) for image in open_pictures(pair, pair.candidates)
             ]
-        rewards = [critique.reward() for critique in critic.critique(requests, refinement=False)]
+        with eager():
+            rewards = [critique.reward() for critique in critic.critique(requests, refinement=False)]
         for pair, a, b in zip(pairs, rewards[::2], rewards[1::2], strict=True):
             if pair.winner == "tie":
                 continue
@@ -262,6 +256,7 @@ class RationaleDistillModule(RewardsModule):
         """
         if self.student is None or "state_dict" not in checkpoint:
             return
+        self._answers = None  # what was remembered of pictures is of the weights before
         missing = [name for name in self.state_dict() if name not in checkpoint["state_dict"]]
         if missing:
             kind = "weights" if self.lora_rank is None else "LoRA weights"
@@ -298,53 +293,7 @@ class RationaleDistillModule(RewardsModule):
                     whole[name] = whole[first[id(value)]]
                 continue
             first[id(value)] = name
-            gathered = _gathered(value)
+            all_of_it = gathered(value)
             if self.global_rank == 0:
-                whole[name] = gathered.cpu()
+                whole[name] = all_of_it.cpu()
         return whole
-
-
-def _gathered(value: Tensor) -> Tensor:
-    """A weight, whole, however a strategy has split it; all processes take part."""
-    if hasattr(value, "ds_id"):
-        import deepspeed  # `deepspeed.zero` is an attribute, no module of its own
-
-        with deepspeed.zero.GatheredParameters([value]):
-            return value.detach().clone()
-    if isinstance(value, DTensor):
-        whole: Tensor = value.full_tensor()
-        return whole.detach()
-    return value.detach()
-
-
-def _shard(student: Any, mesh: DeviceMesh) -> None:
-    """Split a student's weights with FSDP2: each block, the vision tower (which generation also runs by itself), and the rest."""
-    from torch.distributed.fsdp import fully_shard
-
-    blocks = set(student._no_split_modules or [])  # names of the classes of its repeated blocks
-    for name, module in reversed(list(student.named_modules())):  # inner ones first
-        if type(module).__name__ in blocks or name.endswith(("visual", "vision_tower")):
-            fully_shard(module, mesh=mesh)
-    fully_shard(student, mesh=mesh)
-    student._is_fsdp_managed_module = True  # `generate` then keeps processes in step whose answers differ in length
-
-
-@contextmanager
-def _whole_new_weights() -> Iterator[None]:
-    """Under ZeRO-3, leave new weights whole until the strategy splits them: PEFT cannot initialise the parts."""
-    partition = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
-    if partition is not None:
-        partition.shutdown_init_context()
-    try:
-        yield
-    finally:
-        if partition is not None:
-            partition.restore_init_context()
-
-
-def _is_projector(name: str) -> bool:
-    return "merger" in name or "multi_modal_projector" in name
-
-
-def _is_vision(name: str) -> bool:
-    return "visual." in name or "vision_tower" in name

@@ -30,7 +30,15 @@ FILES = sorted(CONFIGS.glob("*/*.yaml"))
 # what a file runs; the others are fragments for a further -c
 RECIPES = [path for path in FILES if "model" in yaml.safe_load(path.read_text(encoding="utf-8"))]
 FRAGMENTS = [path for path in FILES if path not in RECIPES]
-COMMANDS = {"rationalize": "predict", "distill": "fit", "evaluate": "test", "rl": "fit", "refine": "predict"}
+COMMANDS = {
+    "rationalize": "predict",
+    "distill": "fit",
+    "preference": "fit",
+    "evaluate": "test",
+    "attack": "test",
+    "rl": "fit",
+    "refine": "predict",
+}
 
 
 def name(path: Path) -> str:

@@ -33,7 +33,7 @@ def trainer_from(fragment: Path, *arguments: str) -> Trainer:
 
 
 def test_the_documented_fragments_exist() -> None:
-    expected = ["cpu", "ddp", "deepspeed_zero2", "deepspeed_zero3", "fsdp2"]
+    expected = ["cpu", "ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3", "fsdp2"]
     assert [path.stem for path in sorted(TRAINERS.glob("*.yaml"))] == expected
 
 
@@ -58,7 +58,7 @@ def test_ddp() -> None:
 
 
 @needs("deepspeed")
-@pytest.mark.parametrize(("name", "stage"), [("deepspeed_zero2", 2), ("deepspeed_zero3", 3)])
+@pytest.mark.parametrize(("name", "stage"), [("deepspeed_zero1", 1), ("deepspeed_zero2", 2), ("deepspeed_zero3", 3)])
 def test_deepspeed(name: str, stage: int) -> None:
     strategy = trainer_from(TRAINERS / f"{name}.yaml").strategy
     assert isinstance(strategy, DeepSpeedStrategy)

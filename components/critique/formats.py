@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from ..answer_form import AnswerForm
 from ..records import TASKS, AspectComparison, Critique, PairCritique, Scale, Score, Task, Unscored, to_json
 from .grammar import REFINEMENT_HEADING, pairwise_form, pointwise_form
+from .naming import swap_names
 from .parsing import parse, parse_pair
 from .rubric import Rubric, load_rubric
 from .templates import Section, Template, inert, load_template
@@ -227,22 +227,18 @@ class CritiqueFormat:
 
 
 def swap_pair(critique: PairCritique) -> PairCritique:
-    """The same comparison with the pictures in the other order, names in the prose included."""
-
-    def names(text: str) -> str:
-        return re.sub(r"\bImage ([AB])\b", lambda m: f"Image {'B' if m[1] == 'A' else 'A'}", text)
-
+    """The same comparison with the pictures in the other order, names in the prose included (:func:`~.naming.swap_names`)."""
     flip = {"A": "B", "B": "A"}
     aspects = {
         key: AspectComparison(
-            names(judged.justification),
+            swap_names(judged.justification),
             judged.score_b,
             judged.score_a,
             flip.get(judged.winner, judged.winner),  # type: ignore[arg-type]
         )
         for key, judged in critique.aspects.items()
     }
-    return PairCritique(aspects, names(critique.summary), names(critique.analysis), scale=critique.scale)
+    return PairCritique(aspects, swap_names(critique.summary), swap_names(critique.analysis), scale=critique.scale)
 
 
 def written_score(score: Score, scale: Scale | None = None) -> str:

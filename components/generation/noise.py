@@ -5,16 +5,12 @@ So resuming, batching and the number of processes change nothing.
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
+from ..seeds import seed_for
 
-def seed_for(*key: int | str) -> int:
-    """A 63-bit seed from a key such as ``(seed, epoch, group, copy, "train noise", step)``."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+__all__ = ["generator_for", "normal", "seed_for"]
 
 
 def generator_for(*key: int | str) -> torch.Generator:

@@ -132,7 +132,8 @@ def export(
 
 def _fault(rationale: Rationale, format: CritiqueFormat, kinds: Sequence[Kind]) -> str:
     """Why texts of these kinds must not be learnt from; empty if they may be."""
-    pair, texts = rationale.pair, [("point", text) for text in rationale.point_texts] if "point" in kinds else []
+    pair = rationale.pair
+    texts: list[tuple[Kind, str]] = [("point", text) for text in rationale.point_texts] if "point" in kinds else []
     texts += [("pair", rationale.pair_text)] if "pair" in kinds else []
     for kind, text in texts:
         if kind == "point":
@@ -142,7 +143,7 @@ def _fault(rationale: Rationale, format: CritiqueFormat, kinds: Sequence[Kind]) 
             failure = verdict.reason if isinstance(verdict, Unscored) else ""
         if failure:
             return f"unreadable: {failure}"
-        for finding in findings(text, pair.prompt, single=kind == "point"):
+        for finding in findings(text, pair.prompt, kind):
             return str(finding)
     return ""
 

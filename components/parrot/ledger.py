@@ -199,6 +199,22 @@ class Ledger:
             ),
         )
 
+    def unanswered(self, pair: str, plan: str) -> bool:
+        """Whether a question about a pair, asked under a plan, is still without an answer: one of several votes counts too.
+
+        Where an answer was cut off and asked for again with another seed, the last attempt counts.
+        """
+        # SQLite takes the other columns from the row with the greatest id
+        asked = "FROM calls WHERE pair = ? AND run IN (SELECT id FROM runs WHERE plan = ?)"
+        last = f"SELECT stage, sample, failure, max(id) {asked} GROUP BY stage, sample"
+        answered = f"SELECT 1 {asked} AND stage = ? AND sample = ? AND failure = '' LIMIT 1"
+        for database in self._databases:
+            others = [other for other in self._databases if other is not database]
+            for stage, sample, failure, _ in database.execute(last, (pair, plan)).fetchall():
+                if failure and not any(other.execute(answered, (pair, plan, stage, sample)).fetchone() for other in others):
+                    return True
+        return False
+
     # -- pairs -------------------------------------------------------------------------------------------------------------
 
     def claim(self, digest: str, pair: str) -> str:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from ..conversations import Kind
 from ..critique import CritiqueFormat
+from ..critique.naming import bare_name
 from ..records import TASKS
 
 _PEOPLE = r"(?:people|humans?|users?|raters?|annotators?|judges|voters?|crowd)"
@@ -46,7 +48,7 @@ class Finding:
     """A phrase that must not be there.
 
     Args:
-        rule: ``"label echo"`` or ``"teacher wording"``.
+        rule: ``"label echo"``, ``"teacher wording"`` or ``"name of a picture"``.
         phrase: The phrase.
     """
 
@@ -57,24 +59,28 @@ class Finding:
         return f"{self.rule}: {self.phrase!r}"
 
 
-def findings(text: str, request: str = "", single: bool = False) -> list[Finding]:
-    """Phrases of a text that give away the label, or the teacher.
+def findings(text: str, request: str = "", kind: Kind | None = None) -> list[Finding]:
+    """Phrases of a text that give away the label or the teacher, or that would be untrue of the pictures in the other order.
 
     Args:
         text: A critique, or what a student is asked.
         request: The request that it is about; what the request says itself ("a poster: people prefer tea") is not held against it.
-        single: Whether it is meant to speak of one picture only; naming another one then gives the comparison away.
+        kind: What it is meant to be. A critique of one picture (``"point"``) that names another one gives the comparison away; a
+            comparison (``"pair"``) that names a picture by its letter alone cannot be told with the pictures in the other order.
 
     Returns:
         The first phrase of each rule, in the order of the rules.
     """
     found: dict[str, Finding] = {}
     said = request.lower()
-    for rule, pattern in (*_RULES, *([_OTHER] if single else [])):
+    for rule, pattern in (*_RULES, *([_OTHER] if kind == "point" else [])):
         for match in pattern.finditer(text):
             if match[0].lower() not in said:
                 found.setdefault(rule, Finding(rule, match[0]))
                 break
+    bare = bare_name(text) if kind == "pair" else ""
+    if bare and bare_name(request)[:1] != bare[0]:
+        found["name of a picture"] = Finding("name of a picture", bare)
     return list(found.values())
 
 

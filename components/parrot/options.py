@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..generation.noise import seed_for
+from ..seeds import seed_for
 
 Show = Literal["justifications", "scores", "all"]
 
@@ -19,12 +19,20 @@ class ScreenOptions:
         max_aspect: Most that one side may be longer than the other, as a factor.
         min_contrast: Least standard deviation of the grey values (0 to 255); a picture of one colour has 0.
         duplicates: Whether a pair whose request and pictures (in either order) came before is left out.
+
+    Raises:
+        ValueError: If a limit is one that every picture passes by mistake, or none can.
     """
 
     min_side: int = 16
     max_aspect: float = 8.0
     min_contrast: float = 1.0
     duplicates: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("min_side", 1), ("max_aspect", 1), ("min_contrast", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"screen: {name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,9 @@ class ParrotOptions:
         temperature: Sampling temperature of the teacher where it writes.
         max_tokens: Most tokens of a teacher's answer.
         seed: Seed of all sampling and of the choice of slices.
+
+    Raises:
+        ValueError: If a number is out of its range, or options contradict each other; the message names them.
     """
 
     hint: bool = True
@@ -84,7 +95,7 @@ class ParrotOptions:
     def __post_init__(self) -> None:
         if self.check_show not in ("justifications", "scores", "all"):
             raise ValueError(f"check_show must be justifications, scores or all, got {self.check_show!r}")
-        for name, least in (("anchors", 1), ("attempts", 1), ("check_votes", 0)):
+        for name, least in (("anchors", 1), ("attempts", 1), ("check_votes", 0), ("max_tokens", 1), ("temperature", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.check_votes > 9:
@@ -95,7 +106,12 @@ class ParrotOptions:
             raise ValueError(
                 f"check_weigh is exact, so that further votes say the same; set check_votes to 1, not {self.check_votes}"
             )
-        for name in ("check_threshold", "control_share", "audit_share", "refine_recall"):
+        for name in ("anchors", "check_votes"):
+            if self.temperature == 0 and getattr(self, name) > 1:
+                raise ValueError(
+                    f"at temperature 0 the {name} of a pair would all be the same; set {name} to 1 or a higher temperature"
+                )
+        for name in ("check_threshold", "control_share", "audit_share", "refine_recall", "order_margin"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
 

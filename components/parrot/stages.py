@@ -15,6 +15,7 @@ from typing import Any
 
 from ..answer_form import AnswerForm
 from ..chat import ChatModel, ChatReply, ChatRequest, Place
+from ..conversations import Kind
 from ..critique import CritiqueFormat, swap_pair
 from ..critique.formats import Message
 from ..critique.teacher import (
@@ -30,8 +31,8 @@ from ..critique.teacher import (
     refine_messages,
 )
 from ..entities import lost_entities
-from ..generation.noise import seed_for
 from ..records import Critique, Preference, Unscored, Verdict
+from ..seeds import seed_for
 from .ledger import Job, Ledger
 from .linter import findings
 from .options import ParrotOptions, Price
@@ -88,7 +89,7 @@ def rationalize(
         format: The student's format, in which rationales are written.
         options: How the stages work.
         ledger: Answers every question that was answered before, and keeps the new answers. A pair that it has closed for the same
-            teacher, format and options is not looked at again.
+            teacher, format and options is not looked at again, unless one of its questions is still without an answer.
         price: What the teacher's tokens cost, for the ledger.
 
     Returns:
@@ -106,7 +107,7 @@ def rationalize(
     _project(run, passed)
     _refine(run, [outcome for outcome in passed if not outcome.reason])
     _control(run, todo)
-    _audit(run, [outcome for outcome in todo if "B" in outcome.texts])
+    _audit(run, [outcome for outcome in todo if {"A", "B"} <= outcome.texts.keys()])
     ledger.close_pairs(outcome.as_json() for outcome in fresh)
     return outcomes
 
@@ -114,7 +115,8 @@ def rationalize(
 def _settled(pair: Preference, provenance: Mapping[str, Any], ledger: Ledger) -> Outcome | None:
     """A pair's outcome where it is on file for the same plan, and asking again could not change it."""
     known = ledger.outcome(pair.id)
-    if known is None or known["plan"] != provenance["plan"] or known["reason"].startswith(_NOT_FINAL):
+    plan = provenance["plan"]
+    if known is None or known["plan"] != plan or known["reason"].startswith(_NOT_FINAL) or ledger.unanswered(pair.id, plan):
         return None
     paths = [os.path.abspath(path) for path in (*pair.candidates, *pair.sources)]
     if paths != [*known["candidates"], *known["sources"]] or any(
@@ -172,8 +174,8 @@ def _asked(run: _Run, asks: Sequence[_Ask]) -> None:
         for ask, reply in zip(todo, run.ledger.ask(run.teacher.stream, jobs), strict=True):
             ask.text = reply.text
             ask.fault = f"no answer: {reply.failure}" if reply.failure else ask.fault_of(reply.text)
-        # what the backend could not get it has tried often enough itself
-        todo = [ask for ask in todo if ask.fault and not ask.fault.startswith("no answer")]
+        # what the backend could not get it has tried often enough itself; an answer that was cut off may end with another seed
+        todo = [ask for ask in todo if ask.fault and (ask.text or not ask.fault.startswith("no answer"))]
 
 
 def _anchor_and_check(run: _Run, outcomes: Sequence[Outcome], labels: Mapping[str, Verdict], prefix: str = "") -> list[Outcome]:
@@ -212,13 +214,13 @@ def _anchor_fault(run: _Run, outcome: Outcome) -> Callable[[str], str]:
         verdict = run.format.parse_pair(text, outcome.pair.task).verdict()
         if isinstance(verdict, Unscored):
             return f"unreadable: {verdict.reason}"
-        return _linted(text, outcome)
+        return _linted(text, outcome, "pair")
 
     return fault
 
 
-def _linted(text: str, outcome: Outcome, single: bool = False) -> str:
-    found = findings(text, outcome.pair.prompt, single)
+def _linted(text: str, outcome: Outcome, kind: Kind) -> str:
+    found = findings(text, outcome.pair.prompt, kind)
     return str(found[0]) if found else ""
 
 
@@ -337,7 +339,7 @@ def _point_fault(run: _Run, outcome: Outcome) -> Callable[[str], str]:
         reward = run.format.parse(text, outcome.pair.task).reward()
         if isinstance(reward, Unscored):
             return f"unreadable: {reward.reason}"
-        return _linted(text, outcome, single=True)
+        return _linted(text, outcome, "point")
 
     return fault
 
@@ -381,7 +383,7 @@ def _refinement_fault(run: _Run, outcome: Outcome, which: str) -> Callable[[str]
             return f"refined request loses: {', '.join(lost)}"
         if share < run.options.refine_recall:
             return f"refined request loses: {1 - share:.0%} of the words"
-        return _linted(f"{refined.refinement_comments}\n{refined.refined_request}", outcome, single=True)
+        return _linted(f"{refined.refinement_comments}\n{refined.refined_request}", outcome, "point")
 
     return fault
 

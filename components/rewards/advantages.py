@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..metrics.groups import group_centred
+
 
 @dataclass
 class Advantages:
@@ -87,15 +89,9 @@ def within_group_correlation(first: Tensor, second: Tensor, groups: Sequence[str
     Returns:
         Pearson's r over all groups pooled; NaN if either does not vary inside groups.
     """
-    both = ~(torch.isnan(first) | torch.isnan(second))
-    left, right = [], []
-    for group in dict.fromkeys(groups):
-        mask = torch.tensor([name == group for name in groups]) & both.cpu()
-        if int(mask.sum()) >= 2:
-            left.append(first.cpu()[mask].double() - first.cpu()[mask].double().mean())
-            right.append(second.cpu()[mask].double() - second.cpu()[mask].double().mean())
-    if not left:
-        return float("nan")
-    a, b = torch.cat(left), torch.cat(right)
+    both = ~(torch.isnan(first) | torch.isnan(second)).cpu()
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+    index = torch.tensor([numbers[name] for name in groups], dtype=torch.int64)[both]
+    a, b = (group_centred(values.cpu()[both], index, len(numbers)) for values in (first, second))
     scale = float(a.norm() * b.norm())
     return float(a @ b) / scale if scale > 1e-12 else float("nan")

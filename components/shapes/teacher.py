@@ -77,6 +77,11 @@ class ShapesTeacher(ChatModel):
     def identity(self) -> str:
         return f"simulated shapes teacher (hallucination {self.hallucination:g}, seed {self.seed})"
 
+    @property
+    def fingerprint(self) -> str:
+        rates = {name: value for name, value in vars(self).items() if isinstance(value, (int, float))}
+        return f"{self.identity} {rates} {self.format.rubric}"
+
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         return [self._answer(request) for request in requests]
 

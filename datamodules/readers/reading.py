@@ -94,15 +94,17 @@ class Reading:
         Raises:
             ValueError: If there must be some and are none.
         """
-        names = every = self.listed(*(f"*{suffix}" for suffix in TABLES))
+        # `datasets` leaves what `map` made beside the data it was made of
+        found = self.listed(*(f"*{suffix}" for suffix in TABLES))
+        names = every = [name for name in found if not name.rpartition("/")[2].startswith("cache-")]
         if self.format.folders:
             named = [name for name in names if any(_belongs(name, subset) for subset in self.format.subsets)]
             names = [name for name in named if _belongs(name, self.subset)] if named else names
         if len(self.format.splits) > 1:
             names = [name for name in names if _belongs(name, self.split)]
         if required and not names:
-            found = f"found: {_few(every)}; a folder or the file's name must tell split and subset" if every else self._empty
-            raise ValueError(f"{self.files.label}: no table of {self.wanted}; {found}")
+            there = f"found: {_few(every)}; a folder or the file's name must tell split and subset" if every else self._empty
+            raise ValueError(f"{self.files.label}: no table of {self.wanted}; {there}")
         return names
 
     def one_json(self, *names: str) -> str:
@@ -257,8 +259,10 @@ class Reading:
                 self._stems[row.file] = self._prefix + file.replace("/", ".")
             return f"{self._stems[row.file]}-{row.number + 1}"
         name = self._prefix + ".".join(filter(None, (self.subset, self.split, key)))
-        if name in self._names:  # not as unique as it should be: the row tells them apart
+        if name in self._names:  # not as unique as it should be: the row tells them apart, and of two files the file
             name += f"-row{row.number + 1}"
+        if name in self._names:
+            name += f"-{row.file.replace('/', '.')}"
         self._names.add(name)
         return name
 

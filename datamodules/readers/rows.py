@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rationalrewards.components.generation.noise import seed_for
+from rationalrewards.components.seeds import seed_for
 
 TABLES = (".parquet", ".arrow")
 _BATCH = 1024  # rows of metadata at a time: a few hundred kB

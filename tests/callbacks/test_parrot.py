@@ -23,7 +23,7 @@ from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.parrot import ParrotOptions, Price, read_ledgers
 from rationalrewards.components.parrot.estimate import Load, planned_calls, total_of
-from rationalrewards.components.records import Preference, read_jsonl
+from rationalrewards.components.records import Preference, read_jsonl, write_jsonl
 from rationalrewards.components.shapes.teacher import ShapesTeacher
 from rationalrewards.datamodules import PreferenceDataModule
 from rationalrewards.datamodules.batches import Batch
@@ -104,6 +104,16 @@ def test_a_run_is_planned_then_measured_then_known(tmp_path: Path, said: list[st
     assert float(logged[-1]["parrot/live/cost"]) == pytest.approx(total_of(usage, "cost"))
     calls = [float(line["parrot/live/calls"]) for line in logged]
     assert calls == sorted(calls) and calls[-1] == total_of(usage, "calls")
+
+
+def test_pairs_of_earlier_runs_stay_and_are_told(tmp_path: Path) -> None:
+    data, fewer, out = tiny.pairs(tmp_path / "data", 12), tmp_path / "fewer.jsonl", tmp_path / "out"
+    predict(out, data, module=module())
+    # the pairs' pictures are named from the file's folder
+    write_jsonl(fewer, read_jsonl(data, Preference)[:8])
+    with pytest.warns(UserWarning, match="holds 12 pairs, and 4 of them were not in this run"):
+        predict(out, fewer, module=module())
+    assert json.loads((out / "summary.json").read_text())["pairs"] == 12
 
 
 def logged_by(logger: CSVLogger) -> list[dict[str, str]]:
@@ -228,7 +238,7 @@ def test_the_bar_shows_what_was_kept_and_spent(tmp_path: Path, capfd: pytest.Cap
     assert f"kept {kept:.0f} %, unanswered 0, calls {calls:,.0f}, {cost:,.2f} EUR" in shown
 
 
-def test_the_report(tmp_path: Path, mlflow_uri: str) -> None:
+def test_the_report(tmp_path: Path, mlflow_uri: str, said: list[str]) -> None:
     data, out = tiny.pairs(tmp_path / "data", 40), tmp_path / "out"
     logger = MLFlowLogger("tests", tracking_uri=mlflow_uri, artifact_location=(tmp_path / "artifacts").as_uri())
     # before the writer: the report is written when everything else is
@@ -237,6 +247,7 @@ def test_the_report(tmp_path: Path, mlflow_uri: str) -> None:
     rows = predict(out, data, report, module=module(teacher), logger=logger)
     summary = json.loads((out / "summary.json").read_text())
     page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"PARROT: {summary['kept']} of 40 pairs kept; see {out / 'report.html'}" in said
     read = check_closed(page)
     assert "The teacher is simulated." in page and ShapesTeacher(hallucination=0.5).identity in page
     assert not list(out.glob("*.part"))

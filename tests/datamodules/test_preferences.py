@@ -1,4 +1,4 @@
-"""Preference pairs in order, from files and public sets, for rationalization and evaluation."""
+"""Preference pairs in order, from files and public sets, for rationalization and evaluation; and in batches to learn from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import tiny
 from PIL import Image
 from rationalrewards.components.records import Preference, open_pictures
 from rationalrewards.datamodules import PreferenceDataModule
-from rationalrewards.datamodules.preferences import PairStream, _Share
+from rationalrewards.datamodules.preferences import PairStream, _Share, grouped_batches, show
 from rationalrewards.datamodules.readers import PreferenceSet
 from rationalrewards.datamodules.splits import PARTS, Fold, normalised
 from support import run_python
@@ -376,3 +377,112 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
             arrow.append(pyarrow.total_allocated_bytes())
     assert objects[1] - objects[0] < 1_800
     assert arrow[1] - arrow[0] < 1_000_000  # what is read ahead, of two columns in eight files; all pictures together are 4 MB
+
+
+# -- to learn from ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 50])
+def test_batches_hold_every_pair_once_and_groups_follow_each_other(size: int) -> None:
+    groups = [index % 5 for index in range(23)]
+    for together in (True, False):
+        keys = groups if together else list(range(23))
+        batches = grouped_batches(keys, size, seed=1, epoch=0)
+        assert sorted(_flat(batches)) == list(range(23))  # type: ignore[arg-type]
+        assert len(batches) == -(-23 // size) and sum(len(batch) < size for batch in batches) <= 1
+        assert batches == grouped_batches(keys, size, seed=1, epoch=0)
+        if size < 23:
+            assert batches != grouped_batches(keys, size, seed=1, epoch=1) != grouped_batches(keys, size, seed=2, epoch=1)
+    # a batch of a fifth holds one group or the end of one and the start of another
+    assert all(len({groups[index] for index in batch}) <= 2 for batch in grouped_batches(groups, 4, seed=1, epoch=0))
+
+
+def learn(folder: Path, **options: Any) -> PreferenceDataModule:
+    data = PreferenceDataModule(train=str(tiny.pairs(folder, 12)), **{"batch_size": 4, "seed": 5, **options})
+    data.setup("fit")
+    return data
+
+
+def test_training_pairs_come_with_their_pictures_and_each_picture_once(tmp_path: Path) -> None:
+    loader = learn(tmp_path / "pairs").train_dataloader()
+    batches = list(loader)
+    assert len(batches) == len(loader) == 3
+    shown = [one for batch in batches for one in batch]
+    assert sorted(one.pair.id for one in shown) == sorted(pair.id for pair in learn(tmp_path / "pairs").train_rows)
+    for one in shown:
+        assert one.images == open_pictures(one.pair, one.pair.candidates)
+        assert one.sources == open_pictures(one.pair, one.pair.sources)
+    pair = shown[0].pair
+    first, second = show([pair, replace(pair, id="swapped", candidates=pair.candidates[::-1])])
+    assert first.images[0] is second.images[1] and first.images[1] is second.images[0]
+    with pytest.raises(ValueError, match=r"preferences\.jsonl, row \d+: picture .*gone\.png does not exist"):
+        broken = replace(pair, candidates=("gone.png", pair.candidates[1]))
+        object.__setattr__(broken, "_read_from", "preferences.jsonl, row 3")
+        show([broken])
+
+
+def test_training_goes_on_after_an_interruption_and_is_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ids(loader: Any) -> list[list[str]]:
+        return [[one.pair.id for one in batch] for batch in loader]
+
+    data = learn(tmp_path / "pairs", batch_size=2)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(3)
+    whole = ids(loader)
+    assert len(whole) == 6 and whole != ids(learn(tmp_path / "pairs", batch_size=2).train_dataloader())
+    with_workers = learn(tmp_path / "pairs", batch_size=2, num_workers=1).train_dataloader()
+    with_workers.sampler.set_epoch(3)
+    assert ids(with_workers) == whole
+    begun = iter(loader)
+    for _ in range(4):
+        next(begun)
+    other = learn(tmp_path / "pairs", batch_size=2).train_dataloader()
+    other.load_state_dict(loader.state_dict())
+    other.sampler.set_epoch(3)
+    assert ids(other) == whole[4:]
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr("rationalrewards.datamodules.batches.world", lambda rank=rank: (rank, 4))
+        part = learn(tmp_path / "pairs", batch_size=2).train_dataloader()
+        part.sampler.set_epoch(3)
+        shares.append(ids(part))
+        assert len(part) == 1
+    # six batches do not divide by four: as many for each, none twice
+    assert [share[0] for share in shares] == whole[:4]
+
+
+def test_filters_hold_for_training_and_not_for_validation(tmp_path: Path) -> None:
+    rows = [row(f"x{index}", index / 4) for index in range(5)]
+    path = write(tmp_path / "train.jsonl", rows)
+    held = write(tmp_path / "val.jsonl", [row(f"y{index}", index / 4) for index in range(5)])
+    data = PreferenceDataModule(train=path, val=[held], decided_only=True, min_agreement=0.8, limit=1, limit_val=4)
+    data.setup("fit")
+    assert [pair.id for pair in data.train_rows] == ["x0"]
+    assert [pair.id for pair in data.val_rows] == ["y0", "y1", "y2", "y3"]
+    alone = PreferenceDataModule(val=held)
+    alone.setup("validate")
+    assert len(alone.val_rows) == 5 and not alone.train_rows
+    pick = PreferenceDataModule(train=[path, pickapic(tmp_path / "pick", 6)], limit=8)
+    pick.setup("fit")
+    assert [pair.id for pair in pick.train_rows[:5]] == [f"x{index}" for index in range(5)] and len(pick.train_rows) == 8
+
+
+def test_one_file_is_split_into_what_is_learnt_and_what_is_held_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "all.jsonl", [row(f"x{index}", prompt=f"prompt {index // 2}") for index in range(60)])
+    shares = (0.5, 0.5, 0.0)
+    data = PreferenceDataModule(train=path, val=path, fold=Fold("train", shares), val_fold=Fold("val", shares))
+    data.setup("fit")
+    learnt, held = ({pair.prompt for pair in rows} for rows in (data.train_rows, data.val_rows))
+    assert len(data.train_rows) + len(data.val_rows) == 60 and learnt.isdisjoint(held) and learnt and held
+
+
+def test_what_is_missing_or_on_both_sides_is_refused(paths: list[str]) -> None:
+    with pytest.raises(ValueError, match="give `data.train`: files of preference pairs to learn from"):
+        PreferenceDataModule(paths).setup("fit")
+    with pytest.raises(ValueError, match="give `data.paths` or `data.sets`: there is nothing to test on"):
+        PreferenceDataModule(train=paths).setup("test")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="give `data.val`"):
+        PreferenceDataModule(train=paths[0]).setup("validate")
+    with pytest.raises(ValueError, match=r"pair 'x0' is in `data.train` and in `data.val`; .*give both a fold"):
+        PreferenceDataModule(train=paths[0], val=paths[0]).setup("fit")
+    assert PreferenceDataModule(train=paths[0]).val_dataloader() == []

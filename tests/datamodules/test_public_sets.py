@@ -401,6 +401,21 @@ def test_an_id_that_occurs_twice_gets_its_row(tmp_path: Path, gallery: Any) -> N
         "train.00000007_0-row2",
         "train.00000007_0-row3",
     ]
+    sets.parquet(tmp_path / "data" / "train-00001-of-00001.parquet", made, sets.EDITREWARD)
+    pairs = PreferenceSet("TIGER-Lab/EditReward-Data", root=str(tmp_path)).read()
+    assert [pair.id.partition("-Data-")[2] for pair in pairs][3:] == [
+        "train.00000007_0-row1",
+        "train.00000007_0-row2-data.train-00001-of-00001.parquet",
+        "train.00000007_0-row3-data.train-00001-of-00001.parquet",
+    ]
+
+
+def test_what_datasets_keeps_of_its_own_work_is_no_data(public: dict[str, Read], tmp_path: Path) -> None:
+    read = next(read for read in public.values() if read.case.id == "EditScore/EditReward-Bench")
+    shutil.copytree(read.root, tmp_path / "set")
+    (file, *_) = sorted((tmp_path / "set").rglob("*.arrow"))
+    shutil.copyfile(file, file.with_name("cache-0123456789abcdef.arrow"))
+    assert [pair.id for pair in case_set(read.case, tmp_path / "set").read()] == [pair.id for pair in read.pairs]
 
 
 # -- files that are not as they should be -------------------------------------------------------------------------------

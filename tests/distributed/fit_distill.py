@@ -1,6 +1,7 @@
 """A program: distil the embedded critic on two CPU processes, under the strategy of a shipped trainer fragment.
 
-``fit_distill.py FRAGMENT RATIONALES PAIRS OUT STEPS [--lora] [--resume CHECKPOINT]``; Lightning starts the second process.
+``fit_distill.py FRAGMENT RATIONALES PAIRS OUT STEPS [--lora] [--resume CHECKPOINT]``; Lightning starts the second process. Two batches of
+each process make a step.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
-from rationalrewards.callbacks import CriticExport
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, Strategy
+from rationalrewards.callbacks import CriticExport, WeightEMA
 from support import ROOT
 
 
@@ -41,9 +42,11 @@ class DeepSpeedOnCpu(DeepSpeedStrategy):
 def strategy(fragment: str) -> Strategy:
     """The fragment's strategy with the fragment's settings, on two processes."""
     settings = yaml.safe_load((ROOT / "configs" / "trainer" / f"{fragment}.yaml").read_text())["trainer"]["strategy"]
-    options = dict(settings["init_args"])
+    options = {**settings.get("init_args", {}), **settings.get("dict_kwargs", {})}
     if settings["class_path"].endswith("DeepSpeedStrategy"):
         return DeepSpeedOnCpu(process_group_backend="gloo", **options)
+    if settings["class_path"].endswith("DDPStrategy"):
+        return DDPStrategy(process_group_backend="gloo", **options)
     return ModelParallelStrategy(process_group_backend="gloo", **{**options, "data_parallel_size": 2})
 
 
@@ -83,13 +86,16 @@ def main() -> None:
         devices=2,
         strategy=strategy(given.fragment),
         max_steps=steps,
+        accumulate_grad_batches=2,
         gradient_clip_val=1.0,
-        val_check_interval=steps,
+        val_check_interval=2 * steps,
+        check_val_every_n_epoch=None,
         enable_checkpointing=True,
         callbacks=[
             losses,
             ModelCheckpoint(out / "checkpoints", "{step}", save_top_k=-1, every_n_train_steps=1),
             CriticExport(str(out / "critic")),
+            WeightEMA(0.5, output_dir=str(out / "average")),
         ],
     )
     data = tiny.distill_data(Path(given.rationales), pairwise=False, val_preferences=given.pairs)

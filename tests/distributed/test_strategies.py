@@ -1,4 +1,4 @@
-"""Distillation under the shipped DeepSpeed and FSDP2 settings on two real CPU processes: train, save, resume, export."""
+"""Distillation under the shipped DDP, DeepSpeed and FSDP2 settings on two real CPU processes: train, save, resume, export."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ pytestmark = [*tiny.QUIET, pytest.mark.slow]
 PROGRAM = Path(__file__).with_name("fit_distill.py")
 DEEPSPEED = [needs("deepspeed"), needs_compiler]
 STRATEGIES = [
+    pytest.param("ddp"),
+    pytest.param("deepspeed_zero1", marks=DEEPSPEED),
     pytest.param("deepspeed_zero2", marks=DEEPSPEED),
     pytest.param("deepspeed_zero3", marks=DEEPSPEED),
     pytest.param("fsdp2"),
@@ -38,16 +40,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def alone(rationales: Path, **options: Any) -> RationaleDistillModule:
-    """Three steps in one process: two batches a step are the two batches of two processes."""
+    """Four steps in one process: four batches a step are twice two of two processes."""
     module = tiny.distill_module(optimizer=tiny.smooth, freeze_vision=True, freeze_projector=True, **options)
-    trainer = tiny.trainer(max_steps=3, accumulate_grad_batches=2, gradient_clip_val=1.0)
+    trainer = tiny.trainer(max_steps=4, accumulate_grad_batches=4, gradient_clip_val=1.0)
     trainer.fit(module, tiny.distill_data(rationales, pairwise=False))
     return module
 
 
 def run(fragment: str, data: tuple[Path, Path], out: Path, *more: str | Path) -> dict[str, Any]:
     out.mkdir()
-    arguments = [PROGRAM, fragment, *data, out, "3", *more]
+    arguments = [PROGRAM, fragment, *data, out, "4", *more]
     done = run_python(arguments, timeout=580, env={"PYTHONPATH": str(Path(__file__).parents[1])})
     assert done.returncode == 0, done.stderr[-6000:]
     return dict(json.loads((out / "said.json").read_text()))
@@ -68,26 +70,29 @@ def furthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("fragment", STRATEGIES)
 def test_trains_saves_resumes_and_exports(fragment: str, data: tuple[Path, Path], tmp_path: Path) -> None:
     straight = run(fragment, data, tmp_path / "straight")
-    assert straight["steps"] == 3
+    assert straight["steps"] == 4
     # untrained, and cut off after eight tokens: nothing to read, but both processes generated to the end
     assert straight["metrics"]["val/unscored_rate"] == 1.0
     module = alone(data[0])
     whole = sum(parameter.numel() for parameter in module.parameters())
-    if fragment == "deepspeed_zero2":
+    if fragment in ("ddp", "deepspeed_zero1", "deepspeed_zero2"):
         assert straight["held"] == whole
     else:  # half, but for what does not divide by two
         assert straight["held"] == pytest.approx(whole / 2, rel=0.02)
     trained, plain = weights(tmp_path / "straight" / "critic"), dict(module.student.state_dict())
     moved = furthest(weights_before(), plain)
-    # float32 sums in another order, over three steps of at most 1e-3 each
+    # float32 sums in another order, over four steps of at most 1e-3 each
     assert furthest(trained, plain) < 2e-6 < 1e-3 * moved
+    average = weights(tmp_path / "straight" / "average")
+    assert 0.1 * moved < furthest(average, plain) < moved
 
-    checkpoint = tmp_path / "straight" / "checkpoints" / "step=2.ckpt"
-    assert checkpoint.is_dir()
+    checkpoint = tmp_path / "straight" / "checkpoints" / "step=3.ckpt"
+    assert checkpoint.is_dir() != (fragment == "ddp")
     resumed = run(fragment, data, tmp_path / "resumed", "--resume", checkpoint)
-    assert (resumed["steps"], len(resumed["losses"])) == (3, 1)
-    assert resumed["losses"] == straight["losses"][2:]
+    assert (resumed["steps"], len(resumed["losses"])) == (4, 2)
+    assert resumed["losses"] == straight["losses"][6:]
     assert furthest(weights(tmp_path / "resumed" / "critic"), trained) == 0.0
+    assert furthest(weights(tmp_path / "resumed" / "average"), average) == 0.0
 
 
 def weights_before() -> dict[str, Tensor]:

@@ -142,7 +142,7 @@ def test_swapping_renames_the_pictures_in_the_prose() -> None:
     )
     swapped = swap_pair(critique)
     assert swapped.aspects["x"] == AspectComparison(
-        "Image B is sharp; in Image A, image A's edge and IMAGES are not. Image AB.", 1.5, 3.0, "B"
+        "Image B is sharp; in Image A, image B's edge and IMAGES are not. Image AB.", 1.5, 3.0, "B"
     )
     assert (swapped.summary, swapped.analysis) == ("Image A loses to Image B", "Image B first")
 

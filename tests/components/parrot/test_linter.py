@@ -51,7 +51,7 @@ def test_teacher_wording_is_found(text: str) -> None:
     ],
 )
 def test_ordinary_words_are_no_finding(text: str) -> None:
-    found = findings(text, single=True)
+    found = findings(text, kind="point")
     assert found == [] or (text.startswith("image a cat") and found[0].phrase == "as told")
 
 
@@ -60,7 +60,15 @@ def test_ordinary_words_are_no_finding(text: str) -> None:
 )
 def test_naming_another_picture_gives_the_comparison_away_in_a_critique_of_one(text: str) -> None:
     assert findings(text) == []
-    assert [found.rule for found in findings(text, single=True)] == ["teacher wording"]
+    assert [found.rule for found in findings(text, kind="point")] == ["teacher wording"]
+
+
+def test_a_comparison_that_cannot_be_told_in_the_other_order_is_found() -> None:
+    assert [str(found) for found in findings("Image A is red. B is not.", kind="pair")] == ["name of a picture: 'B is not.'"]
+    for kind in ("point", None):
+        assert findings("Vitamin C. B is not.", kind=kind) == []  # type: ignore[arg-type]
+    assert findings("Image A is red, Image B is not.", kind="pair") == []
+    assert findings("it reads B, as asked", "a sign that reads B, in red", kind="pair") == []
 
 
 def test_what_the_request_says_itself_is_not_held_against_a_critique() -> None:

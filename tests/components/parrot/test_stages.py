@@ -160,7 +160,7 @@ def test_a_second_run_asks_nothing_and_gives_the_same(tmp_path: Path, pairs: lis
         whole = _run(pairs, teacher, ledger, control_share=0.2)[0]
         assert 0 < ledger.asked < 2 * asked_for_half
     with Ledger(path) as ledger:
-        again = _run(pairs, _Silent(teacher.identity), ledger, control_share=0.2)[0]
+        again = _run(pairs, _Silent(teacher), ledger, control_share=0.2)[0]
         assert ledger.asked == 0
     described = [[outcome.as_json() for outcome in outcomes] for outcomes in (half, whole, again)]
     assert described[2] == described[1] and described[1][:30] == described[0]
@@ -171,14 +171,18 @@ def test_a_second_run_asks_nothing_and_gives_the_same(tmp_path: Path, pairs: lis
 
 
 class _Silent(ChatModel):
-    """A teacher that must not be asked."""
+    """A teacher that must not be asked, in the place of another."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, other: ChatModel) -> None:
+        self.other = other
 
     @property
     def identity(self) -> str:
-        return self.name
+        return self.other.identity
+
+    @property
+    def fingerprint(self) -> str:
+        return self.other.fingerprint
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         raise AssertionError("asked again")
@@ -244,6 +248,93 @@ def test_votes(pairs: list[Preference], votes: list[ChatReply | str], threshold:
     assert voter.temperatures == ({0.0} if len(votes) == 1 else {0.6})  # several greedy votes would be one vote
 
 
+class _Flaky(ChatModel):
+    """The perfect teacher, but it does not answer requests with certain words as long as it is down."""
+
+    def __init__(self, words: str, failed: ChatReply = DOWN) -> None:
+        self.teacher = ShapesTeacher(**{**PERFECT, "obedience": 1.0})
+        self.words = words
+        self.failed = failed
+        self.down = True
+
+    @property
+    def identity(self) -> str:
+        return "flaky"
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        replies = self.teacher.complete(requests)
+        return [
+            self.failed if self.down and self.words in request.text() else reply
+            for request, reply in zip(requests, replies, strict=True)
+        ]
+
+
+def test_votes_that_did_not_come_are_asked_for_again_by_the_next_run(pairs: list[Preference]) -> None:
+    pair = next(pair for pair in pairs if pair.winner == "A")
+    options = {"check_votes": 3, "temperature": 0.6}
+    with Ledger() as ledger:
+        (first,), _ = _run([pair], _Voter([A, DOWN, DOWN]), ledger, **options)
+        assert first.reason == "does not predict the label"
+        again = _Voter([A, A])  # the two that failed, and no more
+        (second,), _ = _run([pair], again, ledger, **options)
+        assert (second.reason, second.label_probability, again.votes) == ("", 1.0, [])
+        asked = ledger.asked
+        (third,), _ = _run([pair], again, ledger, **options)
+        assert third.as_json() == second.as_json() and ledger.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [("Which picture is better", {"control_share": 1.0}), (wording.READ_QUESTION, {"audit_share": 1.0})],
+)
+def test_a_slice_that_got_no_answer_gets_it_in_the_next_run(
+    pairs: list[Preference], words: str, options: dict[str, float]
+) -> None:
+    decided = _decided(pairs)[:4]
+    with Ledger() as ledger:
+        # with nothing but the slice down, all pairs are settled
+        if "control_share" in options:
+            _run(decided, _Flaky("words that no request has"), ledger)
+        flaky = _Flaky(words)
+        missed, _ = _run(decided, flaky, ledger, **options)
+        assert all(outcome.wrong_label_passed is None and not outcome.sentiment for outcome in missed)
+        asked = ledger.asked
+        flaky.down = False
+        found, _ = _run(decided, flaky, ledger, **options)
+        assert all(outcome.wrong_label_passed is not None or outcome.sentiment for outcome in found)
+        assert [outcome.texts for outcome in found] == [outcome.texts for outcome in missed]
+        assert ledger.asked - asked == (1 if "control_share" in options else 2) * len(decided)  # those that failed, and no more
+
+
+@pytest.mark.parametrize("which", "AB")
+def test_one_critique_without_an_answer_drops_its_pair_alone(pairs: list[Preference], which: str) -> None:
+    decided = _decided(pairs)[:4]
+    outcomes, summary = _run(decided, _Flaky(f"This picture is Image {which}"), audit_share=1.0)
+    assert summary["reasons"] == {"project: no answer": 4} and not any(outcome.sentiment for outcome in outcomes)
+
+
+def test_an_answer_that_was_cut_off_is_asked_for_with_another_seed(pairs: list[Preference], tmp_path: Path) -> None:
+    class Rambling(_Flaky):
+        def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+            self.down = not seeds
+            seeds.extend(request.seed for request in requests if self.words in request.text())
+            return super().complete(requests)
+
+    pair, seeds = _decided(pairs)[0], list[int]()
+    cut = ChatReply("# User Request", failure="the answer was cut off after 3 tokens")
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        (outcome,), _ = _run([pair], Rambling(wording.HINT, cut), ledger, attempts=2)
+        assert outcome.kept and len(set(seeds)) == 2
+        assert [call["failure"] for call in ledger.calls(pair.id) if call["stage"] == "anchor"] == [cut.failure, ""]
+        asked = ledger.asked
+        _run([pair], Rambling(wording.HINT, cut), ledger, attempts=2)  # which does not make it unsettled
+        assert ledger.asked == asked
+    for attempts, lost in ((1, cut), (2, DOWN)):  # what never came, the backend has tried for
+        seeds.clear()
+        (outcome,), _ = _run([pair], Rambling(wording.HINT, lost), attempts=attempts)
+        assert outcome.reason == f"no answer: {lost.failure}" and len(seeds) == 1
+
+
 def test_the_margin_between_projected_rewards(pairs: list[Preference]) -> None:
     decided = _decided(pairs)
     teacher = ShapesTeacher(**PERFECT)
@@ -268,11 +359,27 @@ def test_the_margin_between_projected_rewards(pairs: list[Preference]) -> None:
         ({"check_weigh": True, "check_votes": 3}, "check_weigh is exact.* set check_votes to 1, not 3"),
         ({"check_threshold": 1.5}, "check_threshold is a share between 0 and 1, got 1.5"),
         ({"control_share": -0.1}, "control_share is a share between 0 and 1, got -0.1"),
+        ({"order_margin": -0.1}, "order_margin is a share between 0 and 1, got -0.1"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
+        (
+            {"temperature": 0.0, "check_votes": 5},
+            "at temperature 0 the check_votes .* set check_votes to 1 or a higher temperature",
+        ),
+        ({"temperature": 0.0, "anchors": 2}, "at temperature 0 the anchors"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ParrotOptions(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options", [{"min_side": 0}, {"max_aspect": 0.5}, {"min_contrast": -1.0}, {"min_contrast": float("nan")}]
+)
+def test_a_screen_that_cannot_be_meant_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"screen: {next(iter(options))} must be at least"):
+        ScreenOptions(**options)  # type: ignore[arg-type]
 
 
 def test_both_orders_are_asked_with_pictures_and_names_swapped(pairs: list[Preference]) -> None:

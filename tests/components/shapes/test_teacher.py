@@ -112,5 +112,7 @@ def test_what_it_cannot_answer_is_a_failure() -> None:
 
 def test_it_says_that_it_is_simulated_and_takes_only_probabilities() -> None:
     assert "simulated" in _teacher().identity
+    # a ledger must not take answers of a teacher with other faults for its own
+    assert len({_teacher(**{name: 0.5}).fingerprint for name in PERFECT}) == len(PERFECT)
     with pytest.raises(ValueError, match=r"obedience is a probability, got 1\.5"):
         _teacher(obedience=1.5)
