@@ -38,7 +38,8 @@ from rationalrewards.components.shapes.teacher import ShapesTeacher
 from rationalrewards.datamodules import RationaleDataModule
 from rationalrewards.lightning_modules import RationaleDistillModule
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 STUDENT = "embedded:shapes-critic"
 RATE, CLIP, SEED = 1e-3, 1.0, 0
@@ -120,7 +121,7 @@ def rows_of(path: Path, arguments: argparse.Namespace) -> RationaleDataModule:
 # -- theirs ----------------------------------------------------------------------------------------------------------------
 
 
-class Timer(TrainerCallback):  # type: ignore[misc]
+class Timer(TrainerCallback):
     """The time of all steps."""
 
     def __init__(self) -> None:
@@ -133,7 +134,7 @@ class Timer(TrainerCallback):  # type: ignore[misc]
         self.end = time.perf_counter()
 
 
-class Recorded(SFTTrainer):  # type: ignore[misc]
+class Recorded(SFTTrainer):
     """SFTTrainer that keeps its losses, unrounded."""
 
     losses: list[float]
@@ -215,10 +216,8 @@ def drawn_rationales(folder: Path, pairs: int) -> Path:
     return path
 
 
-def agree(
-    path: Path, data: RationaleDataModule, arguments: argparse.Namespace, frozen: bool, folder: str, processor: Any
-) -> float:
-    """Largest relative difference of the losses of a step, on the same batches, unpacked.
+def agree(path: Path, data: RationaleDataModule, arguments: argparse.Namespace, frozen: bool, folder: str, processor: Any) -> str:
+    """Largest relative difference of the losses of a step, on the same batches, unpacked; and of how many steps.
 
     Raises:
         AssertionError: If it is above ``AGREE``.

@@ -123,26 +123,9 @@ def fit_ties(judgements: Sequence[Judgement], fitted_on: str, half_credit: bool 
         raise ValueError(f"{fitted_on}: no scored pair that people left tied, so no tie threshold can be fitted on it")
     gaps = torch.tensor([gap(rewards) for _, rewards in scored], dtype=torch.float64)
     labels = torch.tensor([{"A": 1.0, "tie": 0.5, "B": 0.0}[j.winner] for j, _ in scored], dtype=torch.float64)
-    value = _fit_half_credit(gaps, labels) if half_credit else fit_tie_threshold(gaps, labels)
+    value = fit_tie_threshold(gaps, labels, half_credit=half_credit)
     named = f"{fitted_on} ({len(scored)} pairs)"
     return Ties(value, _fit_level(scored, value), named, frozenset(j.id for j in judgements))
-
-
-def _fit_half_credit(gaps: torch.Tensor, labels: torch.Tensor) -> float:
-    """The threshold with the best accuracy where a tie on one side is half right; labels 1, 0 or 0.5."""
-    size, order = gaps.abs().sort()
-    tied = labels[order] == 0.5
-    right = (gaps[order] * (labels[order] - 0.5)) > 0
-    if_tie = torch.where(tied, 1.0, 0.5).double()
-    if_not = torch.where(tied, 0.5, right.double()).double()
-    # with the first k pairs judged tied; k must not part equal gaps, and gaps of 0 are always ties
-    totals = torch.cat([torch.zeros(1, dtype=torch.float64), (if_tie - if_not).cumsum(0)])
-    n, same = len(size), 1e-6 * float(size[-1])
-    ends = [k for k in range(n + 1) if k == n or (size[k] > same and (k == 0 or size[k] - size[k - 1] > same))]
-    best = max(ends, key=lambda k: float(totals[k]))  # the first of equals
-    if best == 0:
-        return 0.0
-    return float(size[-1]) if best == n else float(size[best - 1] + size[best]) / 2
 
 
 def _fit_level(scored: Sequence[tuple[Judgement, tuple[float, float]]], threshold: float) -> float | None:

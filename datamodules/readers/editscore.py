@@ -4,6 +4,8 @@ Schema (dataset card and the official evaluation, established): two Arrow files 
 (``data-00000-of-00002.arrow``), ``key[2], instruction, input_image, output_images[2], task_type, dimension``. Dimensions:
 ``overall``, ``prompt_following``, ``consistency``, here the subsets. Parquet with the same columns is read too.
 
+The kind of edit (``task_type``) is kept in the origin.
+
 Traps: the first output is always the better one, so pairs are shown in an order drawn from the id; ``load_dataset`` calls the
 one split train, ``state.json`` calls it test. The same pictures are in several dimensions with labels that may differ.
 TIGER-Lab/EditReward-Bench is another set.
@@ -23,7 +25,7 @@ DIMENSIONS = ("overall", "prompt_following", "consistency")
 def read(reading: Reading) -> Iterator[Preference]:
     """Pairs of one dimension."""
     for name in reading.tables():
-        for row in reading.table(name, ["instruction", "dimension"], ["input_image", "output_images"]):
+        for row in reading.table(name, ["instruction", "dimension"], ["input_image", "output_images"], ["task_type"]):
             if row["dimension"] not in DIMENSIONS:
                 raise row.bad("dimension", f"must be one of {', '.join(DIMENSIONS)}, got {row['dimension']!r}")
             if row["dimension"] != reading.subset:
@@ -32,5 +34,5 @@ def read(reading: Reading) -> Iterator[Preference]:
             if len(edits) != 2:
                 reading.leave_out("not two pictures")
                 continue
-            source = [row.picture("input_image")]
-            yield from reading.pair(row, row["instruction"], (edits[0], edits[1]), 1.0, sources=source, shuffle=True)
+            source, kind = [row.picture("input_image")], str(row.values.get("task_type") or "")
+            yield from reading.pair(row, row["instruction"], (edits[0], edits[1]), 1.0, sources=source, shuffle=True, note=kind)
