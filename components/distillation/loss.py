@@ -21,7 +21,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, differentiate: bool
     ) -> Tensor:
         accurate = _accurate(hidden.dtype)
@@ -62,7 +62,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # in place: each is asked for once and belongs to nobody else
         return (*(None if known is None else known.mul_(gradient) for known in ctx.saved_tensors), None, None, None)
 
@@ -113,10 +113,10 @@ def losses_for_logits(head: nn.Linear, at: Tensor, targets: Tensor, logit_bytes:
         logit_bytes: Memory for logits at a time.
     """
 
-    def forward(hidden: Tensor) -> Tensor:
+    def answer(hidden: Tensor) -> Tensor:
         return summed_cross_entropy(hidden.flatten(0, -2)[at], head.weight, head.bias, targets, logit_bytes)
 
-    head.forward = forward  # type: ignore[method-assign]
+    head.forward = answer  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -66,14 +66,14 @@ def held(value: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def hold(value: Tensor, part: Tensor) -> None:
+def hold(value: Any, part: Tensor) -> None:
     """Change what this process holds of a weight; of split weights, all processes do so."""
     held(value).copy_(part)
     if hasattr(value, "ds_tensor") and value.ds_status.name == "AVAILABLE":
-        value.partition()  # type: ignore[operator] # gathered before: the next forward gathers what is new
+        value.partition()  # gathered before: the next forward gathers what is new
 
 
-def whole_of(value: Tensor, part: Tensor) -> Tensor:
+def whole_of(value: Any, part: Tensor) -> Tensor:
     """Parts that are split as a weight is, put together; all processes take part.
 
     Args:
@@ -83,7 +83,8 @@ def whole_of(value: Tensor, part: Tensor) -> Tensor:
     if hasattr(value, "ds_tensor"):
         parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(parts, part.contiguous())
-        return torch.cat(parts)[: value.ds_numel].view(value.ds_shape)
+        together: Tensor = torch.cat(parts)[: value.ds_numel].view(value.ds_shape)
+        return together
     if isinstance(value, DTensor):
         local = DTensor.from_local(part, value.device_mesh, value.placements, shape=value.shape, stride=value.stride())
         whole: Tensor = local.full_tensor()
@@ -91,7 +92,7 @@ def whole_of(value: Tensor, part: Tensor) -> Tensor:
     return part
 
 
-def part_of(value: Tensor, whole: Tensor) -> Tensor:
+def part_of(value: Any, whole: Tensor) -> Tensor:
     """This process's part of something that is to be split as a weight is; undoes :func:`whole_of`."""
     if hasattr(value, "ds_tensor"):
         size = value.ds_tensor.numel()

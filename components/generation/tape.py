@@ -14,8 +14,10 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,6 +25,10 @@ from torch import Tensor
 
 class UnprovenPipelineError(ValueError):
     """A pipeline whose own steps the tape cannot reproduce."""
+
+
+class GuidedPipelineError(UnprovenPipelineError):
+    """Classifier-free guidance was on: the recorded steps are a mixture of two velocities, and no policy's own."""
 
 
 @dataclass
@@ -95,6 +101,7 @@ _OUTPUT_RULES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "output": lambda output, sample: output,
     "-output": lambda output, sample: -output,
     "first tokens of output": _first_tokens,
+    "first channels of output": lambda output, sample: output[:, : sample.shape[1]],  # of a model that also predicts variances
     "-first tokens of output": lambda output, sample: -_first_tokens(output, sample),
     "stacked list": _stacked,
     "-stacked list": lambda output, sample: -_stacked(output, sample),
@@ -123,16 +130,19 @@ class Recording:
     """One sampled batch: its pictures and all that training on them needs.
 
     Args:
-        images: The pictures, in the batch's order.
+        images: One picture per sample, in the batch's order. Of a video it is a sheet of at most four of its frames, the first and
+            the last among them, evenly spaced in time and in reading order: what a critic of pictures is shown.
         x0: Clean latents in the pipeline's own layout, ``float32 [B, ...]``.
         sigmas: Noise levels of the sampler's steps, first to last, without the final 0.
         rule: What the tape learned about the pipeline.
+        frames: All frames of each video; ``None`` for pictures.
     """
 
     images: list[Image.Image]
     x0: Tensor
     sigmas: list[float]
     rule: Rule
+    frames: list[list[Image.Image]] | None = field(repr=False)
     _denoiser: torch.nn.Module = field(repr=False)
     _conditioning: dict[str, Any] = field(repr=False)
     _log: _Log | None = field(repr=False)
@@ -201,8 +211,8 @@ class PipelineTape:
         self.tolerance = tolerance
         self.name = type(pipe).__name__
         self.rules: dict[tuple[str, ...], Rule] = {}
-        if getattr(pipe, "transformer", None) is None:
-            raise UnprovenPipelineError(f"{self.name} has no `transformer`; only transformer flow pipelines can be trained")
+        if getattr(pipe, "scheduler", None) is None:
+            raise UnprovenPipelineError(f"{self.name} has no `scheduler` whose steps could be recorded")
         config = pipe.scheduler.config
         flow = "FlowMatch" in type(pipe.scheduler).__name__ or config.get("prediction_type") == "flow_prediction"
         if not flow:
@@ -210,6 +220,8 @@ class PipelineTape:
                 f"{self.name} with {type(pipe.scheduler).__name__} (prediction_type {config.get('prediction_type')!r}) is not flow "
                 "matching; the objectives here need v = eps - x0"
             )
+        if getattr(pipe, "transformer", None) is None:
+            raise UnprovenPipelineError(f"{self.name} has no `transformer`, whose calls could be recorded")
 
     @torch.no_grad()
     def record(self, *, keep_steps: bool = True, **pipeline_kwargs: Any) -> Recording:
@@ -225,17 +237,23 @@ class PipelineTape:
         kind = tuple(sorted(name for name, value in pipeline_kwargs.items() if value is not None))
         learn = kind not in self.rules
         with self._listen(keep_all=keep_steps or learn) as log:
-            images = self.pipe(**pipeline_kwargs).images
+            images, frames = pictures_of(self.pipe(**as_pictures(self.pipe, pipeline_kwargs)))
+        if log.calls_made < log.steps_made:
+            raise UnprovenPipelineError(
+                f"{self.name} called its `transformer` {log.calls_made} times for {log.steps_made} steps: another denoiser makes the "
+                "rest, and one policy cannot be trained through two"
+            )
         if log.calls_made != log.steps_made:
             raise self._guided(f"called its denoiser {log.calls_made} times for {log.steps_made} steps")
         rule = self._learn(log) if learn else self.rules[kind]
         if len(log.calls[0].kwargs[rule.sample_name]) != len(log.steps[-1].prev_sample):
             raise self._guided("gave its denoiser a doubled batch")
         recording = Recording(
-            images=list(images),
+            images=images,
             x0=log.steps[-1].prev_sample.float(),
             sigmas=[step.sigma for step in log.steps],
             rule=rule,
+            frames=frames,
             _denoiser=self.pipe.transformer,
             _conditioning=log.calls[0].kwargs,
             _log=log if keep_steps or learn else None,
@@ -324,7 +342,7 @@ class PipelineTape:
         raise UnprovenPipelineError(f"{self.name}: no argument of its denoiser holds the scheduler's sample")
 
     def _guided(self, what: str) -> UnprovenPipelineError:
-        return UnprovenPipelineError(
+        return GuidedPipelineError(
             f"{self.name} {what}; switch classifier-free guidance off (e.g. guidance_scale=1.0 or true_cfg_scale=1.0) while recording"
         )
 
@@ -351,3 +369,42 @@ def _primary(output: Any) -> Any:
     if hasattr(output, "sample"):
         return output.sample
     return output[0] if isinstance(output, tuple) else output
+
+
+def as_pictures(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments, asking for PIL pictures where the pipeline, as those for video, would return arrays."""
+    if "output_type" in arguments or "output_type" not in inspect.signature(pipe.__call__).parameters:
+        return arguments
+    return {**arguments, "output_type": "pil"}
+
+
+def pictures_of(output: Any) -> tuple[list[Image.Image], list[list[Image.Image]] | None]:
+    """What a pipeline made: one picture per sample (see :class:`Recording`), and the frames where they are videos."""
+    frames = getattr(output, "frames", None)
+    if frames is None:
+        return list(output.images), None
+    videos = [[_picture(frame) for frame in video] for video in frames]
+    return [contact_sheet(video) for video in videos], videos
+
+
+def _picture(frame: Any) -> Image.Image:
+    if isinstance(frame, Image.Image):
+        return frame
+    return Image.fromarray((np.asarray(frame).clip(0, 1) * 255).round().astype(np.uint8))  # [H, W, 3] in [0, 1]
+
+
+def contact_sheet(frames: list[Image.Image], most: int = 4) -> Image.Image:
+    """Evenly spaced frames of a video on one picture, the first and the last among them, in reading order.
+
+    Args:
+        frames: Frames of one size, in time.
+        most: Frames to show at most; up to three stand in a row, four in a square.
+    """
+    count = min(most, len(frames))
+    chosen = [frames[round(index * (len(frames) - 1) / max(count - 1, 1))] for index in range(count)]
+    columns = count if count < 4 else ceil(count**0.5)
+    width, height = chosen[0].size
+    sheet = Image.new("RGB", (columns * width, ceil(count / columns) * height))
+    for index, frame in enumerate(chosen):
+        sheet.paste(frame, (index % columns * width, index // columns * height))
+    return sheet

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,6 +141,40 @@ def test_batches_hold_rows_of_similar_length(folder: Path) -> None:
     spread = [max(row.length for row in batch) - min(row.length for row in batch) for batch, _ in plan(0, 0, 1)]
     whole = max(row.length for row in data.rows) - min(row.length for row in data.rows)
     assert sorted(spread)[len(spread) // 2] < whole / 4
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_know_the_answers_of_their_step(micro_batches: int, processes: int, folder: Path) -> None:
+    data = _data(folder, batch_size=3)
+    data.trainer = tiny.trainer(accumulate_grad_batches=micro_batches)
+    loader = data.train_dataloader()
+    for rank in range(processes):
+        batches = [data._fetch_share(share) for share in loader.sampler.plan(0, rank, processes)]
+        for first in range(0, len(batches), micro_batches):
+            step = batches[first : first + micro_batches]
+            assert step[0].later == tuple(answer for batch in step[1:] for _, answer in batch)
+            assert all(batch.later is None for batch in step[1:])
+        # the last step of an epoch may be shorter
+        assert len(batches) == -(-len(data.rows) // 3) // processes
+
+
+def test_where_steps_are_counted_across_epochs_an_epoch_holds_whole_steps(folder: Path) -> None:
+    class Counts:
+        """What a data module asks a Trainer of DeepSpeed."""
+
+        accumulate_grad_batches = 4
+        strategy = SimpleNamespace(handles_gradient_accumulation=True)
+
+    data = _data(folder, batch_size=3)
+    data.trainer = Counts()  # type: ignore[assignment]
+    plan = data.train_dataloader().sampler
+    whole = -(-len(data.rows) // 3)
+    assert whole % 4 and len(plan.plan(0, 0, 1)) == plan.length(1) == whole - whole % 4
+    for processes in (2, 3):
+        assert len(plan.plan(0, 1, processes)) == plan.length(processes) == whole // processes - whole // processes % 4
+    with pytest.raises(ValueError, match="an epoch has 2 batches for each process, less than one step of 4"):
+        plan.length(whole // 2)
 
 
 def test_rationales_in_another_format_are_refused_by_row_and_both_names(folder: Path, tmp_path: Path) -> None:
