@@ -79,8 +79,8 @@ class ShapesTeacher(ChatModel):
 
     @property
     def fingerprint(self) -> str:
-        rates = {name: value for name, value in vars(self).items() if isinstance(value, (int, float))}
-        return f"{self.identity} {rates} {self.format.rubric}"
+        rates = (self.obedience, self.vagueness, self.label_echo, self.position_bias)
+        return f"{self.identity} {' '.join(f'{rate:g}' for rate in rates)} {self.format.fingerprint}"
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         return [self._answer(request) for request in requests]
