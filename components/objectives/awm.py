@@ -1,0 +1,96 @@
+"""Advantage Weighted Matching (arXiv 2509.25050): the flow-matching error stands in for the log-probability of a picture.
+
+Like NFT it trains on clean latents alone, noised anew: any sampler, no recorded steps.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .grpo import clipped_surrogate
+
+MatchingWeight = Literal["uniform", "sigma", "sigma_squared", "huber", "general_huber"]
+MATCHING_WEIGHTS: tuple[MatchingWeight, ...] = get_args(MatchingWeight)
+
+
+def matching_log_probability(
+    v: Tensor, x0: Tensor, eps: Tensor, sigma: Tensor, weight: MatchingWeight = "uniform", power: float = 0.25
+) -> Tensor:
+    r"""Minus the weighted flow-matching error ``e = mean((v - (eps - x0))^2)``, what AWM takes for ``log p``.
+
+    =================  ==========================================================================================
+    ``uniform``        ``-e``
+    ``sigma``          ``-sigma e``
+    ``sigma_squared``  ``-sigma^2 e``: the error of the predicted x0
+    ``huber``          ``-sigma (sqrt(e + 1e-10) - 1e-5)``
+    ``general_huber``  ``-sigma ((e + 1e-10)^p - 1e-10^p) / p``
+    =================  ==========================================================================================
+
+    (The weights of the authors' code and of Flow-Factory's ``awm.py``, there called Uniform, t, t**2, huber and ghuber.)
+
+    Args:
+        v: Velocity ``[B, ...]``.
+        x0: Clean latents.
+        eps: The noise in ``x_t = (1 - sigma) x0 + sigma eps``.
+        sigma: Noise levels ``[B]``.
+        weight: Which of the five.
+        power: p of ``general_huber``.
+
+    Returns:
+        ``float64 [B]``, 0 for a perfect velocity and negative otherwise.
+
+    Raises:
+        ValueError: If there is no such weight.
+    """
+    if weight not in MATCHING_WEIGHTS:
+        raise ValueError(f"weight is one of {', '.join(MATCHING_WEIGHTS)}, got {weight!r}")
+    # a ratio's exponent is a small difference of two of these: errors are summed up in double precision
+    error = (v.double() - (eps.double() - x0.double())).square().flatten(1).mean(dim=1)
+    sigma = sigma.double()
+    if weight == "sigma":
+        error = sigma * error
+    elif weight == "sigma_squared":
+        error = sigma**2 * error
+    elif weight == "huber":
+        error = sigma * (torch.sqrt(error + 1e-10) - 1e-5)
+    elif weight == "general_huber":
+        error = sigma * ((error + 1e-10) ** power - 1e-10**power) / power
+    return -error
+
+
+def awm_loss(
+    v: Tensor,
+    v_old: Tensor | None,
+    x0: Tensor,
+    eps: Tensor,
+    sigma: Tensor,
+    advantages: Tensor,
+    *,
+    clip_range: float,
+    weight: MatchingWeight = "uniform",
+    adv_clip_max: float = 5.0,
+) -> Tensor:
+    """The policy loss of one (sample, time) pair: the clipped surrogate of ``rho = exp(log p - log p_old)`` at the same noise.
+
+    Args:
+        v: Velocity of the trained policy ``[B, ...]`` at ``x_t = (1 - sigma) x0 + sigma eps``.
+        v_old: Velocity of the old policy there, no gradient; ``None`` while the two are equal, which saves a forward.
+        x0: Clean latents.
+        eps: The noise.
+        sigma: Noise levels ``[B]``.
+        advantages: ``[B]``; clipped to ``[-adv_clip_max, adv_clip_max]``.
+        clip_range: Of the ratio. Not Flow-GRPO's: an error's difference is not small, and ranges up to 1 are in use. Without it,
+            something else has to hold the policy, e.g. :func:`~rationalrewards.components.objectives.kl_loss` to ``v_old``.
+        weight: See :func:`matching_log_probability`.
+        adv_clip_max: Largest advantage.
+
+    Returns:
+        Loss per sample, ``float64 [B]``. With an advantage of 0 the gradient is zero.
+    """
+    log_probability = matching_log_probability(v, x0, eps, sigma, weight)
+    with torch.no_grad():
+        before = log_probability if v_old is None else matching_log_probability(v_old, x0, eps, sigma, weight)
+    return clipped_surrogate(log_probability - before.detach(), advantages.clamp(-adv_clip_max, adv_clip_max), clip_range)
