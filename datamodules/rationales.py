@@ -55,6 +55,8 @@ class RationaleDataModule(LightningDataModule):
         both_orders: Whether every pair appears in both orders. Conversations of others do not say which is which and stay.
         pairwise_share: Share of the pairs that give pairwise rows, which are long; all give pointwise rows.
         val_batch_size: Rows or pairs per batch in validation, which needs no memory for gradients; as ``batch_size`` if omitted.
+        length_pool: Batches that are sorted by length together, so that rows of a batch are of similar length. That saves padding; of a
+            student that packs rows there is none to save, and 1 keeps batches, and so processes, equally long.
         limit_val: Take only the first so many pairs of each validation file; of others' conversations, so many rows.
         pictures_root: Folder that relative names of pictures in JSON conversations start from; that of the file if omitted.
         num_workers: Worker processes that read pictures.
@@ -73,6 +75,7 @@ class RationaleDataModule(LightningDataModule):
         both_orders: bool = True,
         pairwise_share: float = 1.0,
         val_batch_size: int | None = None,
+        length_pool: int = 16,
         limit_val: int | None = None,
         pictures_root: str | None = None,
         num_workers: int = 0,
@@ -91,6 +94,7 @@ class RationaleDataModule(LightningDataModule):
         self.both_orders = both_orders
         self.pairwise_share = pairwise_share
         self.val_batch_size = val_batch_size or batch_size
+        self.length_pool = length_pool
         self.limit_val = limit_val
         self.pictures_root = pictures_root
         self.num_workers = num_workers
@@ -226,7 +230,7 @@ class RationaleDataModule(LightningDataModule):
             return batches - batches % several * whole
 
         def plan(epoch: int, rank: int, processes: int) -> list[Share]:
-            batches = length_grouped(lengths, self.batch_size, self.seed, epoch)
+            batches = length_grouped(lengths, self.batch_size, self.seed, epoch, self.length_pool)
             mine = [[self.rows[i] for i in batch] for batch in batches[rank::processes][: count(processes)]]
             several, _ = self._micro_batches()
             return [

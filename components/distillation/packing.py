@@ -16,8 +16,19 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION = "rationalrewards_rows"
 """Name of the attention that knows rows: ``sdpa``, but for sequences that come with their :class:`Span`."""
 
-WORTH_SHARING = 16
-"""Tokens of a common beginning from which having it once saves more than another call of the attention costs."""
+
+def worth_sharing(common: int, own: int, width: int) -> bool:
+    """Whether having a common beginning once saves more than it costs.
+
+    It saves the layers' products for ``common`` tokens, about ``24 * width**2`` operations each. It costs what attention saves by being
+    causal: with a mask it is computed in full over the row's ``own`` tokens, ``2 * width * own**2`` operations more.
+
+    Args:
+        common: Tokens of the common beginning.
+        own: Tokens of the row after it.
+        width: Width of the language model.
+    """
+    return common * 12 * width > own**2
 
 
 @dataclass(frozen=True)
@@ -48,16 +59,20 @@ def _attend(
     """``sdpa`` row by row: exactly the products that count, where a mask over all rows would compute their square."""
     if spans is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    # split and not sliced: the gradient of a slice is as large as the whole
+    lengths = [span.stop - span.start for span in spans]
+    queries, keys, values = (whole.split(lengths, dim=2) for whole in (query, key, value))
+    place = {span.start: number for number, span in enumerate(spans)}
     outputs = []
-    for span in spans:
-        (first, last), own = span.shared, slice(span.start, span.stop)
-        keys, values, mask = key[:, :, own], value[:, :, own], None
-        if last > first:
-            keys, values = (torch.cat([whole[:, :, first:last], part], dim=2) for whole, part in ((key, keys), (value, values)))
-            length = span.stop - span.start
-            mask = torch.ones(length, last - first + length, dtype=torch.bool, device=query.device).tril_(last - first)
-            mask = mask[None, None]
-        outputs.append(sdpa_attention_forward(module, query[:, :, own], keys, values, mask, **kwargs)[0])
+    for number, (span, length) in enumerate(zip(spans, lengths, strict=True)):
+        mine, mask = (keys[number], values[number]), None
+        first, last = span.shared
+        if common := last - first:
+            head = place[first]
+            before = keys[head][:, :, :common], values[head][:, :, :common]
+            mine = torch.cat([before[0], mine[0]], dim=2), torch.cat([before[1], mine[1]], dim=2)
+            mask = torch.ones(length, common + length, dtype=torch.bool, device=query.device).tril_(common)[None, None]
+        outputs.append(sdpa_attention_forward(module, queries[number], *mine, mask, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
 
 
@@ -113,7 +128,9 @@ def pack(model: Any, encoded: dict[str, Tensor], by_rows: bool) -> tuple[dict[st
     labels = encoded.pop("labels")
     keep = encoded["attention_mask"].bool()
     lengths = keep.sum(dim=1).tolist()
-    shared = _beginnings(encoded["input_ids"], encoded.get("mm_token_type_ids"), labels) if by_rows else [(0, 0)] * len(lengths)
+    shared = [(0, 0)] * len(lengths)
+    if by_rows:
+        shared = _beginnings(encoded["input_ids"], encoded.get("mm_token_type_ids"), labels, lengths, _width(model))
     spans: list[Span] = []
     for row, (length, (head, common)) in enumerate(zip(lengths, shared, strict=True)):
         start = spans[-1].stop if spans else 0
@@ -134,7 +151,11 @@ def pack(model: Any, encoded: dict[str, Tensor], by_rows: bool) -> tuple[dict[st
     return packed, labels[keep][None]
 
 
-def _beginnings(ids: Tensor, kinds: Tensor | None, labels: Tensor) -> list[tuple[int, int]]:
+def _width(model: Any) -> int:
+    return int(model.get_decoder().config.hidden_size)
+
+
+def _beginnings(ids: Tensor, kinds: Tensor | None, labels: Tensor, lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
     """For each row, an earlier row (of those that have all their tokens) and how many tokens it begins with alike; none: ``(0, 0)``.
 
     Up to the first picture, and short of the token before the answer, which predicts something else in each row.
@@ -151,7 +172,7 @@ def _beginnings(ids: Tensor, kinds: Tensor | None, labels: Tensor) -> list[tuple
             most = int(min(ends[row], ends[head]))
             alike = int((ids[row, :most] == ids[head, :most]).int().cumprod(dim=0).sum())
             best = max(best, (head, alike), key=lambda one: one[1])
-        if best[1] < WORTH_SHARING:
+        if not worth_sharing(best[1], lengths[row] - best[1], width):
             best = (0, 0)
             heads.append(row)
         found.append(best)

@@ -123,6 +123,7 @@ class FlowGenerator:
             self.pipe.set_progress_bar_config(disable=True)
             if self.adapter:
                 self._load_adapter(self.adapter)
+        if self.encoders is None:
             self.encoders = EncoderMemory(self.pipe, int(self.encoder_cache_gib * 2**30))
         if device is not None:
             self._place(torch.device(device))
@@ -251,8 +252,9 @@ class FlowGenerator:
         Returns:
             One picture per request; of a video, a sheet of its frames (see :class:`Recording`).
         """
-        if sizes is not None and len(sizes) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(sizes)} sizes")
+        for given, what in ((seeds, "seeds"), (sizes, "sizes")):
+            if given is not None and len(given) != len(prompts):
+                raise ValueError(f"{len(prompts)} prompts but {len(given)} {what}")
         groups: dict[Size | None, list[int]] = {}
         for index in range(len(prompts)):
             groups.setdefault(None if sizes is None else (sizes[index][0], sizes[index][1]), []).append(index)

@@ -141,6 +141,12 @@ def test_batches_hold_rows_of_similar_length(folder: Path) -> None:
     spread = [max(row.length for row in batch) - min(row.length for row in batch) for batch, _ in plan(0, 0, 1)]
     whole = max(row.length for row in data.rows) - min(row.length for row in data.rows)
     assert sorted(spread)[len(spread) // 2] < whole / 4
+    # or batches of similar length, of rows that are not
+    totals = []
+    for pool in (1, 16):
+        shares = _data(folder, batch_size=6, length_pool=pool).train_dataloader().sampler.plan(0, 0, 1)
+        totals.append([sum(row.length for row in rows) for rows, _ in shares if len(rows) == 6])
+    assert max(totals[0]) - min(totals[0]) < 0.7 * (max(totals[1]) - min(totals[1]))
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3])

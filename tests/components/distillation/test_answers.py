@@ -26,11 +26,13 @@ ALL = {PACKING, PICTURES, CHUNKS}
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    """All rows of two drawn and two edited pairs, without any order: points and pairs, one to three pictures."""
+    """Rows of drawn and edited pairs, without any order: points and pairs, one to three pictures. All begin with a long instruction."""
     data = tiny.distill_data(tiny.rationales(tmp_path_factory.mktemp("rationales"), 24))
     data.setup("fit")
     of_task = {task: [row for row in data.rows if row.rationale.pair.task == task][:4] for task in ("t2i", "edit")}
-    return [row.load(data.format) for pair in zip(of_task["t2i"], of_task["edit"], strict=True) for row in pair]
+    loaded = [row.load(data.format) for pair in zip(of_task["t2i"], of_task["edit"], strict=True) for row in pair]
+    said = {"type": "text", "text": "judge each aspect against the request and say what is missing . " * 16}
+    return [([{**system, "content": [said, *system["content"]]}, *rest], answer) for (system, *rest), answer in loaded]
 
 
 def made(attention: str = "sdpa", **changes: Any) -> RationaleDistillModule:
@@ -143,7 +145,7 @@ def test_what_rows_begin_with_is_there_once(module: RationaleDistillModule, rows
 
 
 def test_rows_without_pictures_and_rows_that_are_all_alike(module: RationaleDistillModule) -> None:
-    said = [{"role": "user", "content": [{"type": "text", "text": "describe the letter . " * 8}]}]
+    said = [{"role": "user", "content": [{"type": "text", "text": "describe the letter . " * 16}]}]
     rows: list[Row] = [(said, "red circle"), (said, "red circle"), (said, "nothing")]
     encoded = module.encode(rows)
     answers = AnswerLoss(module.student)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from rationalrewards.components.checkpoints import resolve
-from rationalrewards.components.generation import FlowGenerator
+from rationalrewards.components.generation import FlowGenerator, UnprovenPipelineError
+from rationalrewards.components.generation.generator import nearest_bucket
 from rationalrewards.components.generation.noise import normal
 from rationalrewards.components.generation.policies import OLD, POLICY, adapter_state, parameters_of, sync_old, use
 from rationalrewards.components.objectives import kl_loss, nft_loss
@@ -115,6 +116,83 @@ def test_rollouts_and_evaluation_have_steps_of_their_own(sampler: FlowGenerator)
     generator.prepare_training(0)
     assert len(generator.record(PROMPTS[:1], [], [1]).sigmas) == 2
     assert np.array_equal(_pixels(generator.sample(PROMPTS, [], [7, 8, 9])), _pixels(sampler.sample(PROMPTS, [], [7, 8, 9])))
+
+
+def test_requests_of_several_sizes_share_a_call_per_size(sampler: FlowGenerator) -> None:
+    sizes = [(32, 32), (48, 32), (32, 32)]
+    images = sampler.sample(PROMPTS, [], [1, 2, 3], sizes=sizes)
+    assert [image.size for image in images] == sizes
+    wide = _recipe(pipeline_kwargs={**PIPELINE_KWARGS, "width": 48, "height": 32})
+    wide.load()
+    assert np.array_equal(_pixels([images[1]]), _pixels(wide.sample(PROMPTS[1:2], [], [2])))
+    assert np.array_equal(_pixels(images[::2]), _pixels(sampler.sample(PROMPTS[::2], [], [1, 3])))
+    with pytest.raises(ValueError, match="3 prompts but 1 sizes"):
+        sampler.sample(PROMPTS, [], [1, 2, 3], sizes=sizes[:1])
+
+
+def test_a_recording_may_have_a_size_of_its_own() -> None:
+    generator = _recipe()
+    generator.load()
+    generator.prepare_training(0)
+    usual, wide = (generator.record(PROMPTS[:1], [], [1], size=size) for size in (None, (48, 32)))
+    assert wide.images[0].size == (48, 32) and usual.images[0].size == (32, 32)
+    assert 2 * wide.x0.shape[1] == 3 * usual.x0.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((640, 640), (32, 32)),
+        ((900, 600), (48, 32)),
+        ((600, 900), (32, 48)),
+        ((121, 100), (32, 32)),  # log(1.21) is nearer to log(1) than to log(1.5)
+        ((124, 100), (48, 32)),
+    ],
+)
+def test_an_edit_has_the_bucket_nearest_to_its_source(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert nearest_bucket(size, [(32, 32), (48, 32), (32, 48)]) == expected
+
+
+def test_of_buckets_of_one_shape_the_nearest_in_area_is_taken() -> None:
+    assert nearest_bucket((512, 512), [(256, 256), (512, 512), (1024, 1024)]) == (512, 512)
+
+
+def test_edits_are_made_in_buckets_and_other_requests_are_not() -> None:
+    generator = _recipe(buckets=[(32, 32), (48, 32)])
+    generator.load()
+    wide = SOURCE.resize((96, 64))
+    assert [generator.sample(PROMPTS[:1], sources, [1])[0].size for sources in ([wide], [SOURCE], [])] == [
+        (48, 32),
+        (32, 32),
+        (32, 32),
+    ]
+
+
+def test_guidance_by_a_second_call_is_for_evaluation_and_the_embedded_one_is_trained_with(
+    build: Callable[[str], Any], tmp_path: Path
+) -> None:
+    build("flux").save_pretrained(tmp_path)
+    plain = {"height": 16, "width": 16, "max_sequence_length": 32, "guidance_scale": 2.5}
+    cfg = {"true_cfg_scale": 4.0, "negative_prompt": "blurred"}
+    pictures = {}
+    for name, options in {
+        "plain": {"pipeline_kwargs": plain},
+        "evaluated with it": {"pipeline_kwargs": plain, "eval_kwargs": cfg},
+        "always": {"pipeline_kwargs": {**plain, **cfg}},
+    }.items():
+        generator = FlowGenerator(str(tmp_path), steps=2, rank=2, **options)
+        generator.load()
+        generator.prepare_training(0)
+        pictures[name] = _pixels(generator.sample(PROMPTS, [], [1, 2, 3]))
+        if name == "always":
+            with pytest.raises(UnprovenPipelineError, match="guidance off"):
+                generator.record(PROMPTS, [], [1, 2, 3])
+        else:
+            recording = generator.record(PROMPTS, [], [1, 2, 3])
+            assert recording._conditioning["guidance"].tolist() == [2.5] * 3
+            assert np.array_equal(_pixels(recording.images), pictures["plain"])
+    assert np.array_equal(pictures["evaluated with it"], pictures["always"])
+    assert not np.array_equal(pictures["evaluated with it"], pictures["plain"])
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

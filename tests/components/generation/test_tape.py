@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import (
     DDPMPipeline,
-    DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -19,6 +20,7 @@ from diffusers import (
 from PIL import Image
 from rationalrewards.components.checkpoints import resolve
 from rationalrewards.components.generation import PipelineTape, Recording, UnprovenPipelineError
+from rationalrewards.components.generation.tape import contact_sheet, pictures_of
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.scenes import Scene, Shape
 from rationalrewards.components.shapes.tiny_generator import PIPELINE_KWARGS, upscale_source
@@ -228,6 +230,13 @@ def test_guidance_is_refused_once_the_rule_is_known_too(
 def test_a_pipeline_of_another_kind_is_refused_by_name(build: Callable[[str], Any]) -> None:
     with pytest.raises(UnprovenPipelineError, match=r"DiTPipeline with DDIMScheduler \(prediction_type 'epsilon'\) is not flow"):
         PipelineTape(build("dit"))
+    with pytest.raises(UnprovenPipelineError, match=r"DiTPipeline .*\(prediction_type 'v_prediction'\) is not flow matching"):
+        PipelineTape(build("v-prediction"))
+    with pytest.raises(UnprovenPipelineError, match=r"StableDiffusionXLPipeline with DDIMScheduler .* is not flow matching"):
+        PipelineTape(build("sdxl"))
+
+
+def test_what_cannot_be_recorded_is_refused(build: Callable[[str], Any]) -> None:
     unet = UNet2DModel(
         sample_size=8,
         block_out_channels=(8, 8),
@@ -236,7 +245,56 @@ def test_a_pipeline_of_another_kind_is_refused_by_name(build: Callable[[str], An
         norm_num_groups=4,
     )
     with pytest.raises(UnprovenPipelineError, match="DDPMPipeline has no `transformer`"):
-        PipelineTape(DDPMPipeline(unet=unet, scheduler=DDPMScheduler()))
+        PipelineTape(DDPMPipeline(unet=unet, scheduler=FlowMatchEulerDiscreteScheduler()))
+    with pytest.raises(UnprovenPipelineError, match="SimpleNamespace has no `scheduler`"):
+        PipelineTape(SimpleNamespace(transformer=unet))
+
+
+def test_a_second_denoiser_is_refused(build: Callable[[str], Any]) -> None:
+    """Wan 2.2: one model for high noise, another for low."""
+    pipe = build("wan")
+    pipe.register_modules(transformer_2=copy.deepcopy(pipe.transformer))
+    pipe.register_to_config(boundary_ratio=0.5)
+    arguments = {**SMALL, "height": 32, "width": 32, "num_frames": 5, "guidance_scale": 1.0}
+    with pytest.raises(UnprovenPipelineError, match="WanPipeline called its `transformer` 2 times for 3 steps: another denoiser"):
+        PipelineTape(pipe).record(prompt=["a"], num_inference_steps=3, **arguments)
+    assert _untouched(pipe)
+
+
+# -- videos ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_video_is_recorded_as_a_sheet_of_its_frames(build: Callable[[str], Any]) -> None:
+    arguments = {
+        **SMALL,
+        "prompt": ["red circle", "blue square"],
+        "height": 32,
+        "width": 16,
+        "num_frames": 9,
+        "guidance_scale": 1.0,
+        "num_inference_steps": 2,
+    }
+    pipe = build("wan")
+    recording = PipelineTape(pipe).record(generator=torch.Generator().manual_seed(0), **arguments)
+    assert recording.frames is not None and [len(video) for video in recording.frames] == [9, 9]
+    for sheet, video in zip(recording.images, recording.frames, strict=True):
+        assert video[0].size == (16, 32) and sheet.size == (32, 64)
+        corners = [(0, 0), (16, 0), (0, 32), (16, 32)]
+        tiles = [sheet.crop((x, y, x + 16, y + 32)) for x, y in corners]
+        assert [tile.tobytes() for tile in tiles] == [video[index].tobytes() for index in (0, 3, 5, 8)]
+    # what the pipeline returns by itself are arrays of values in [0, 1]
+    ordinary = pipe(generator=torch.Generator().manual_seed(0), **arguments)
+    _, frames = pictures_of(ordinary)
+    assert frames is not None and frames[1][4].tobytes() == recording.frames[1][4].tobytes()
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, (4, 6)), (2, (8, 6)), (3, (12, 6)), (4, (8, 12)), (50, (8, 12))])
+def test_short_videos_stand_in_a_row(count: int, size: tuple[int, int]) -> None:
+    frames = [Image.new("RGB", (4, 6), (index, 0, 0)) for index in range(count)]
+    sheet = contact_sheet(frames)
+    assert sheet.size == size
+    reds = sheet.getchannel("R").tobytes()
+    assert reds[0] == 0 and reds[-1] == count - 1
 
 
 def test_one_step_is_too_few_to_learn_from(pipelines: Callable[[str], Any]) -> None:
