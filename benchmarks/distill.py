@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from lightning.pytorch import Callback, Trainer
+from rationalrewards.components.backbone import freeze
 from rationalrewards.components.checkpoints import resolve
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.distillation import Row
 from rationalrewards.components.distillation.measuring import PeakBytes, flop_counter
-from rationalrewards.components.distillation.weights import freeze
 from rationalrewards.components.parrot import Ledger, ParrotOptions, rationalize
 from rationalrewards.components.records import Preference, read_jsonl, write_jsonl
 from rationalrewards.components.shapes.pairs import write_preferences

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rationalrewards.components.distillation.weights import held, hold, part_of, whole_of
+from rationalrewards.components.split_weights import held, hold, part_of, whole_of
 from torch import Tensor, nn
 
 from .writers import writable_folder

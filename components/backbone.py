@@ -1,4 +1,4 @@
-"""Loading a vision-language model for training: what is frozen, what a LoRA goes on, how its weights are split and put together.
+"""Loading a vision-language model for training: what is frozen, what a LoRA goes on, how its weights are split.
 
 For modules that train a model that :class:`~rationalrewards.components.chat.TransformersChat` asks; nothing here knows what is learnt.
 """
@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 
 from .checkpoints import resolve
@@ -106,8 +104,8 @@ def blocks_of(model: torch.nn.Module) -> set[str]:
     return {name for module in model.modules() for name in (getattr(module, "_no_split_modules", None) or ())}
 
 
-def shard(model: torch.nn.Module, mesh: DeviceMesh) -> None:
-    """Split a model's weights with FSDP2: each block, the vision tower, and the rest."""
+def shard(model: Any, mesh: DeviceMesh) -> None:
+    """Split a model's weights with FSDP2: each block, the vision tower (which generation also runs by itself), and the rest."""
     from torch.distributed.fsdp import fully_shard
 
     blocks = blocks_of(model)
@@ -115,39 +113,4 @@ def shard(model: torch.nn.Module, mesh: DeviceMesh) -> None:
         if type(module).__name__ in blocks or name.endswith(("visual", "vision_tower")):
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
-
-
-def whole_weights(module: torch.nn.Module, keep: bool, only: str = "") -> dict[str, Tensor]:
-    """A module's weights on the CPU, whole, however a strategy has split them; all processes have to call this.
-
-    Args:
-        module: The module.
-        keep: Whether this process gets them; the others get nothing, and hold no more than one weight at a time.
-        only: Part of the names of the weights that are wanted; all by default.
-    """
-    whole: dict[str, Tensor] = {}
-    first: dict[int, str] = {}
-    for name, value in module.state_dict(keep_vars=True).items():
-        if only not in name:
-            continue
-        if id(value) in first:  # tied weights stay one, and are gathered once
-            if keep:
-                whole[name] = whole[first[id(value)]]
-            continue
-        first[id(value)] = name
-        gathered = _gathered(value)
-        if keep:
-            whole[name] = gathered.cpu()
-    return whole
-
-
-def _gathered(value: Tensor) -> Tensor:
-    if hasattr(value, "ds_id"):
-        import deepspeed  # `deepspeed.zero` is an attribute, no module of its own
-
-        with deepspeed.zero.GatheredParameters([value]):
-            return value.detach().clone()
-    if isinstance(value, DTensor):
-        whole: Tensor = value.full_tensor()
-        return whole.detach()
-    return value.detach()
+    model._is_fsdp_managed_module = True  # `generate` then keeps processes in step whose answers differ in length

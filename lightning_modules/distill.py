@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
+from rationalrewards.components.backbone import add_lora, checkpoint_gradients, freeze, shard
 from rationalrewards.components.chat import ChatRequest, TransformersChat
 from rationalrewards.components.chat.transformers_chat import load_processor
 from rationalrewards.components.checkpoints import resolve
@@ -17,9 +18,9 @@ from rationalrewards.components.distillation import AnswerLoss, Row, answer_toke
 from rationalrewards.components.distillation.compiling import compile_blocks, eager
 from rationalrewards.components.distillation.loss import LOGIT_BYTES
 from rationalrewards.components.distillation.steps import StepTokens
-from rationalrewards.components.distillation.weights import freeze, gathered, language_linears, shard, whole_new_weights
 from rationalrewards.components.memory import explain_out_of_memory
 from rationalrewards.components.records import Preference, Unscored, open_pictures
+from rationalrewards.components.split_weights import whole_weights
 from rationalrewards.datamodules.batches import StepBatch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
@@ -126,10 +127,7 @@ class RationaleDistillModule(RewardsModule):
         self.processor = load_processor(self.path, self.max_pixels)
         student = self._load()
         if self.gradient_checkpointing:
-            # the first name is the one of transformers 5.23 and later, which warns of the second
-            enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
-            student.enable_input_require_grads()
+            checkpoint_gradients(student)
         if self.lora_rank is None:
             freeze(student, self.freeze_vision, self.freeze_projector)
         student.train()
@@ -143,19 +141,7 @@ class RationaleDistillModule(RewardsModule):
         student = AutoModelForImageTextToText.from_pretrained(
             resolve(self.path), dtype=getattr(torch, self.dtype_name), attn_implementation=self.attention
         )
-        if self.lora_rank is None:
-            return student
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(r=self.lora_rank, lora_alpha=self.lora_alpha, target_modules=self._language_linears(student))
-        with whole_new_weights():
-            return get_peft_model(student, config)
-
-    def _language_linears(self, student: Any) -> list[str]:
-        found = language_linears(student)
-        if not found:
-            raise ValueError(f"{self.path}: found no linear layer of the language model to put a LoRA on")
-        return found
+        return student if self.lora_rank is None else add_lora(student, self.lora_rank, self.lora_alpha, self.path)
 
     def configure_optimizers(self) -> Any:
         """The given optimizer over what trains."""
@@ -267,7 +253,7 @@ class RationaleDistillModule(RewardsModule):
 
         Of several processes all have to call this, since split weights are gathered; the first one writes.
         """
-        weights = self._whole_weights()
+        weights: Any = whole_weights(self.student, self.global_rank == 0, "" if self.lora_rank is None else "lora_")
         if self.global_rank > 0:
             return
         student = self.student
@@ -280,20 +266,3 @@ class RationaleDistillModule(RewardsModule):
         self.processor.tokenizer.padding_side = "left"
         self.processor.save_pretrained(folder)
         save_fingerprint(folder, self.format)
-
-    def _whole_weights(self) -> dict[str, Tensor] | None:
-        """The student's weights on the CPU, of a LoRA student the LoRA only; nothing but on the first process."""
-        whole: dict[str, Tensor] = {}
-        first: dict[int, str] = {}
-        for name, value in self.student.state_dict(keep_vars=True).items():
-            if self.lora_rank is not None and "lora_" not in name:
-                continue
-            if id(value) in first:  # tied weights stay one, and are gathered once
-                if self.global_rank == 0:
-                    whole[name] = whole[first[id(value)]]
-                continue
-            first[id(value)] = name
-            all_of_it = gathered(value)
-            if self.global_rank == 0:
-                whole[name] = all_of_it.cpu()
-        return whole

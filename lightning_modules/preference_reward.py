@@ -14,7 +14,6 @@ from rationalrewards.components.backbone import (
     load_backbone,
     shard,
     whole_new_weights,
-    whole_weights,
 )
 from rationalrewards.components.chat.transformers_chat import load_processor
 from rationalrewards.components.critic import CritiqueRequest
@@ -24,6 +23,7 @@ from rationalrewards.components.objectives import bradley_terry_loss, gaussian_l
 from rationalrewards.components.objectives.bradley_terry import inverse_softplus
 from rationalrewards.components.rewards import PreferenceHeadReward
 from rationalrewards.components.rewards.preference_head import PreferenceHead, hidden_width, save_head
+from rationalrewards.components.split_weights import whole_weights
 from rationalrewards.datamodules.preferences import ShownPair
 from torch import Tensor
 from torch.nn.functional import softplus

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from rationalrewards.components.backbone import freeze, language_linears, load_backbone, whole_weights
+from rationalrewards.components.backbone import freeze, language_linears, load_backbone
 from rationalrewards.components.chat import ChatRequest, TransformersChat
 from rationalrewards.components.chat.transformers_chat import load_processor
 from rationalrewards.components.checkpoints import resolve
@@ -20,6 +20,7 @@ from rationalrewards.components.rewards import PreferenceHeadReward
 from rationalrewards.components.rewards.preference_head import HEAD_FILE, PreferenceHead, hidden_width, load_head, save_head
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.scenes import random_edit, random_scene
+from rationalrewards.components.split_weights import whole_weights
 from transformers import AutoModelForImageTextToText
 
 BASE = "embedded:shapes-critic"

@@ -1,45 +1,16 @@
-"""A student's weights: which part they belong to, and how a strategy splits and gathers them."""
+"""Weights that a strategy has split: what a process holds of them, and how they are put together.
+
+All of ZeRO-3's and FSDP2's ways, and of none; nothing here knows what is learnt.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
-
-
-def is_projector(name: str) -> bool:
-    """Whether a weight is of the projector between vision and text, by its name in transformers."""
-    return "merger" in name or "multi_modal_projector" in name
-
-
-def is_vision(name: str) -> bool:
-    """Whether a weight is of the vision tower (in the Qwen-VL family the projector is inside), by its name in transformers."""
-    return "visual." in name or "vision_tower" in name
-
-
-def freeze(student: nn.Module, vision: bool, projector: bool) -> None:
-    """Freeze or train vision tower and projector; all else is left as it is."""
-    for name, parameter in student.named_parameters():
-        if is_projector(name):
-            parameter.requires_grad_(not projector)
-        elif is_vision(name):
-            parameter.requires_grad_(not vision)
-
-
-def language_linears(student: nn.Module) -> list[str]:
-    """Names of the language model's linear layers, which a LoRA is put on."""
-    return [
-        name
-        for name, module in student.named_modules()
-        if isinstance(module, nn.Linear) and not is_vision(name) and not is_projector(name) and "lm_head" not in name
-    ]
 
 
 def gathered(value: Tensor) -> Tensor:
@@ -103,26 +74,25 @@ def part_of(value: Any, whole: Tensor) -> Tensor:
     return whole
 
 
-def shard(student: Any, mesh: DeviceMesh) -> None:
-    """Split a student's weights with FSDP2: each block, the vision tower (which generation also runs by itself), and the rest."""
-    from torch.distributed.fsdp import fully_shard
+def whole_weights(module: torch.nn.Module, keep: bool, only: str = "") -> dict[str, Tensor]:
+    """A module's weights on the CPU, whole, however a strategy has split them; all processes have to call this.
 
-    blocks = set(student._no_split_modules or [])  # names of the classes of its repeated blocks
-    for name, module in reversed(list(student.named_modules())):  # inner ones first
-        if type(module).__name__ in blocks or name.endswith(("visual", "vision_tower")):
-            fully_shard(module, mesh=mesh)
-    fully_shard(student, mesh=mesh)
-    student._is_fsdp_managed_module = True  # `generate` then keeps processes in step whose answers differ in length
-
-
-@contextmanager
-def whole_new_weights() -> Iterator[None]:
-    """Under ZeRO-3, leave new weights whole until the strategy splits them: PEFT cannot initialise the parts."""
-    partition = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
-    if partition is not None:
-        partition.shutdown_init_context()
-    try:
-        yield
-    finally:
-        if partition is not None:
-            partition.restore_init_context()
+    Args:
+        module: The module.
+        keep: Whether this process gets them; the others get nothing, and hold no more than one weight at a time.
+        only: Part of the names of the weights that are wanted; all by default.
+    """
+    whole: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if only not in name:
+            continue
+        if id(value) in first:  # tied weights stay one, and are gathered once
+            if keep:
+                whole[name] = whole[first[id(value)]]
+            continue
+        first[id(value)] = name
+        all_of_it = gathered(value)
+        if keep:
+            whole[name] = all_of_it.cpu()
+    return whole
