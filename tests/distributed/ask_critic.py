@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import torch
+from rationalrewards.components.backbone import shard
 from rationalrewards.components.chat import TransformersChat
 from rationalrewards.components.critic import Critic, CritiqueRequest
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.scenes import random_scene
-from rationalrewards.lightning_modules.distill import _shard
 from torch.distributed.device_mesh import init_device_mesh
 
 
@@ -30,7 +30,7 @@ def main(out: Path) -> None:
     chat.load()
     if shared:
         torch.distributed.init_process_group("gloo")
-        _shard(chat.model, init_device_mesh("cpu", (2,)))
+        shard(chat.model, init_device_mesh("cpu", (2,)))
     for rank in [torch.distributed.get_rank()] if shared else [0, 1]:
         # what the untrained critic writes cannot be read, so that it is asked again: other processes must come along
         critiques = Critic(chat, CritiqueFormat("shapes"), max_tokens=40, reasks=2).critique(requests_of(rank))
