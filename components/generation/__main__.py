@@ -11,6 +11,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,7 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         pipe = DiffusionPipeline.from_pretrained(resolve(options.folder), dtype=getattr(torch, options.dtype))
     except (OSError, ValueError) as error:
-        print(f"refused: {options.folder} does not load as a diffusers pipeline: {error}")
+        missing = (
+            "" if Path(resolve(options.folder)).exists() else " (there is no such folder here, so it was taken for a hub id)"
+        )
+        print(f"refused: {options.folder} does not load as a diffusers pipeline{missing}: {error}")
         return 1
     pipe.set_progress_bar_config(disable=True)
     pipe.to(options.device)

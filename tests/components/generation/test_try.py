@@ -68,6 +68,7 @@ def test_why_a_pipeline_is_refused(
         "refused: StableDiffusionXLPipeline with DDIMScheduler (prediction_type 'epsilon') is not"
     )
     assert main([str(tmp_path / "nothing here")]) == 1
-    assert "does not load as a diffusers pipeline" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "does not load as a diffusers pipeline (there is no such folder here" in said
     with pytest.raises(SystemExit, match="--set takes NAME=VALUE, got 'height'"):
         main([str(tmp_path), "--set", "height"])
