@@ -17,21 +17,23 @@ from .readers import PromptSet, read_prompts
 
 
 class RolloutBatch(Batch[PromptRecord]):
-    """Pictures to sample together, and which visit to them this is.
+    """Pictures to sample together, and which visits to them this is.
 
     Args:
         epoch: Rollout round.
         index: Number of the micro-batch within this rank's round.
-        visit: 0 to ``visits - 1``: every visit trains on another noise level of the same pictures.
+        visits: Of 0 to ``visits - 1``: every visit trains on another noise level of the same pictures.
         records: One request per picture.
         copies: Number of the picture within its group.
     """
 
-    def __init__(self, epoch: int, index: int, visit: int, records: Iterable[PromptRecord], copies: Iterable[int]) -> None:
+    def __init__(
+        self, epoch: int, index: int, visits: Iterable[int], records: Iterable[PromptRecord], copies: Iterable[int]
+    ) -> None:
         super().__init__(records)
         self.epoch = epoch
         self.index = index
-        self.visit = visit
+        self.visits = tuple(visits)
         self.copies = tuple(copies)
 
 
@@ -49,6 +51,8 @@ class PromptDataModule(LightningDataModule):
         batch_size: Pictures per pipeline call and training step: a multiple or a divisor of ``group_size``. Edits need at most
             ``group_size``, since a diffusers pipeline takes one set of source pictures per call.
         visits: How often each picture is trained on in a round, each time at another noise level.
+        visits_at_once: Visits that share a forward: as many FLOPs in fewer, larger kernels, for that many times the memory. A divisor
+            of ``visits``; a round then has that many times fewer training batches.
         eval_batch_size: Requests per batch in validation and prediction.
         limit: Take only the first so many requests for validation and prediction.
         seed: Seed of the order of requests.
@@ -63,6 +67,7 @@ class PromptDataModule(LightningDataModule):
         group_size: int = 8,
         batch_size: int = 8,
         visits: int = 4,
+        visits_at_once: int = 1,
         eval_batch_size: int = 16,
         limit: int | None = None,
         seed: int = 0,
@@ -79,6 +84,8 @@ class PromptDataModule(LightningDataModule):
             raise ValueError(
                 f"groups_per_epoch * group_size = {groups_per_epoch * group_size} pictures do not divide into batches of {batch_size}"
             )
+        if visits < 1 or visits_at_once < 1 or visits % visits_at_once:
+            raise ValueError(f"visits_at_once {visits_at_once} must divide visits {visits}")
         self.train_path = train
         self.val_path = val
         self.predict_path = predict
@@ -86,6 +93,7 @@ class PromptDataModule(LightningDataModule):
         self.group_size = group_size
         self.batch_size = batch_size
         self.visits = visits
+        self.visits_at_once = visits_at_once
         self.eval_batch_size = eval_batch_size
         self.limit = limit
         self.seed = seed
@@ -119,10 +127,10 @@ class PromptDataModule(LightningDataModule):
         share = self.groups_per_epoch // processes
         samples = [(record, copy) for record in chosen[rank * share : (rank + 1) * share] for copy in range(self.group_size)]
         batches = []
-        for visit in range(self.visits):
+        for first in range(0, self.visits, self.visits_at_once):
             for index, start in enumerate(range(0, len(samples), self.batch_size)):
                 records, copies = zip(*samples[start : start + self.batch_size], strict=True)
-                batches.append(RolloutBatch(epoch, index, visit, records, copies))
+                batches.append(RolloutBatch(epoch, index, range(first, first + self.visits_at_once), records, copies))
         return batches
 
     def _check_processes(self, processes: int) -> None:
@@ -138,7 +146,7 @@ class PromptDataModule(LightningDataModule):
         """Every rank's :class:`RolloutBatch` es of a round."""
 
         def count(processes: int) -> int:
-            return self.groups_per_epoch // processes * self.group_size // self.batch_size * self.visits
+            return self.groups_per_epoch // processes * self.group_size // self.batch_size * self.visits // self.visits_at_once
 
         return PlannedLoader(BatchPlan(self.batches, count), lambda batch: batch)
 

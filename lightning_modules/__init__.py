@@ -7,7 +7,8 @@ from .evaluation import RewardEvaluationModule
 from .preference_reward import PreferenceRewardModule
 from .rationalize import RationalizeModule
 from .refine import RefineLoop
-from .reward_rl import NoResolutionError, RewardRLModule
+from .resolution import NoResolutionError
+from .reward_rl import RewardRLModule
 
 __all__ = [
     "NoResolutionError",

@@ -1,43 +1,48 @@
-"""Reward RL: the critic's scores train the generator (DiffusionNFT, arXiv 2509.16117)."""
+"""Reward RL: the critic's scores train the generator."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from PIL import Image
 from rationalrewards.components.critic import CritiqueRequest
-from rationalrewards.components.generation import FlowGenerator, Recording, policies
+from rationalrewards.components.generation import (
+    FlowGenerator,
+    PolicyVelocities,
+    Recording,
+    Savers,
+    SDEStep,
+    draw_window,
+    join_steps,
+    policies,
+    stochastic_steps,
+)
 from rationalrewards.components.generation.noise import generator_for, normal, seed_for
 from rationalrewards.components.memory import explain_out_of_memory
-from rationalrewards.components.objectives import kl_loss, nft_loss, old_policy_decay, optimality
-from rationalrewards.components.records import PromptRecord, open_pictures
-from rationalrewards.components.rewards import (
-    Advantages,
-    RewardModel,
-    Rewards,
-    group_advantages,
-    within_group_correlation,
+from rationalrewards.components.objectives import (
+    NFT,
+    NoisedBatch,
+    Objective,
+    Velocities,
+    kl_loss,
+    reference_scale,
+    same_weights,
 )
+from rationalrewards.components.records import PromptRecord, open_pictures
+from rationalrewards.components.rewards import Advantages, RewardModel, Rewards, group_advantages
 from rationalrewards.datamodules.prompts import RolloutBatch
 from torch import Tensor
 
 from .base import LESS_AT_ONCE, RewardsModule
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-
-class NoResolutionError(RuntimeError):
-    """A reward that cannot tell the pictures of one request apart; training on it would be training on noise."""
+from .everywhere import everywhere
+from .resolution import check_against_witness, check_alone, correlation
 
 
 @dataclass
@@ -61,29 +66,32 @@ class Rollout:
 
 @dataclass
 class _Entry:
+    """One pipeline call: what it recorded, and which pictures of the round it made."""
+
     recording: Recording
     start: int
     stop: int
+    steps: list[SDEStep] = field(default_factory=list)
+
+
+SAVERS = Savers()
 
 
 class RewardRLModule(RewardsModule):
-    """Trains a LoRA on any diffusers flow pipeline with DiffusionNFT.
+    """Trains a LoRA on any diffusers flow pipeline with scored pictures of its own.
 
-    One epoch is one rollout round: pictures are sampled with the old policy, scored, and trained on at several noise levels;
-    then ``old <- decay * old + (1 - decay) * policy``. Use :class:`~rationalrewards.datamodules.PromptDataModule` and set
-    ``trainer.accumulate_grad_batches`` to the batches per optimizer step (all of a round, in the paper).
+    One epoch is one rollout round: pictures are sampled with the old policy, scored, and trained on at several noise levels; then the
+    old policy follows. Use :class:`~rationalrewards.datamodules.PromptDataModule` and set ``trainer.accumulate_grad_batches`` to the
+    batches per optimizer step (all of a round, in the paper).
 
     Args:
         generator: The generator.
         reward: What trains it.
         witness: A second reward that is only watched, never trained on.
+        objective: How scores become a gradient; default :class:`~rationalrewards.components.objectives.NFT` as in the paper.
         optimizer: Optimizer, given the LoRA's parameters.
         scheduler: Learning-rate scheduler, stepped every optimizer step.
-        nft_beta: Mixing weight of the implicit policies; not the KL weight.
-        kl_weight: Weight of the distance to the base model.
-        adv_clip_max: Largest advantage, and scale of the policy loss.
-        old_decay_rate: The old policy's decay grows by this per optimizer step ...
-        old_decay_max: ... up to this.
+        savers: What to leave out or share in an update.
         train_flat_groups: Keep groups whose members all scored the same (only the KL term acts on them).
         min_valid: Fewest scored members of a group that gives a signal; default half of it.
         min_resolution: Smallest within-group correlation of reward and witness in the first round, where there is a witness;
@@ -97,13 +105,10 @@ class RewardRLModule(RewardsModule):
         generator: FlowGenerator,
         reward: RewardModel,
         witness: RewardModel | None = None,
+        objective: Objective | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
-        nft_beta: float = 1.0,
-        kl_weight: float = 1e-4,
-        adv_clip_max: float = 5.0,
-        old_decay_rate: float = 0.001,
-        old_decay_max: float = 0.5,
+        savers: Savers = SAVERS,
         train_flat_groups: bool = False,
         min_valid: int | None = None,
         min_resolution: float | None = 0.15,
@@ -113,13 +118,10 @@ class RewardRLModule(RewardsModule):
         self.generator = generator
         self.reward = reward
         self.witness = witness
+        self.objective = NFT() if objective is None else objective
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.nft_beta = nft_beta
-        self.kl_weight = kl_weight
-        self.adv_clip_max = adv_clip_max
-        self.old_decay_rate = old_decay_rate
-        self.old_decay_max = old_decay_max
+        self.savers = savers
         self.train_flat_groups = train_flat_groups
         self.min_valid = min_valid
         self.min_resolution = min_resolution
@@ -127,6 +129,8 @@ class RewardRLModule(RewardsModule):
         self.strict_loading = False  # checkpoints hold the adapters only; on_load_checkpoint checks that none is missing
         self.denoiser: torch.nn.Module | None = None
         self.last_rollout: Rollout | None = None
+        self._velocities: PolicyVelocities | None = None
+        self._old_is_policy: bool | None = None  # None: to be found out
         self._buffer: dict[int, _Entry] = {}
         self._planned = 0
         self._valid = 0
@@ -155,6 +159,7 @@ class RewardRLModule(RewardsModule):
         self.generator.prepare_training(self.seed)
         self.denoiser = self.generator.denoiser
         self.denoiser.train()
+        self._velocities = PolicyVelocities(self.denoiser, self.savers)
         self.reward.load()
         if self.witness is not None:
             self.witness.load()
@@ -168,7 +173,7 @@ class RewardRLModule(RewardsModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Check that optimizer steps end with the round, and move everything to this rank's device."""
+        """Check that the round's batches fit optimizer steps and objective, and move everything to this rank's device."""
         plan = getattr(getattr(self.trainer.train_dataloader, "sampler", None), "plan", None)
         if plan is None:
             raise ValueError("RewardRLModule needs batches in rounds: use rationalrewards.datamodules.PromptDataModule")
@@ -179,9 +184,26 @@ class RewardRLModule(RewardsModule):
             raise ValueError(
                 f"a round has {batches} batches, which accumulate_grad_batches {accumulate} does not divide; nearest legal: {legal}"
             )
+        self._check_batches(plan(0, self.global_rank, self.trainer.world_size))
         self._to_device()
         if self.trainer.fit_loop.restarted_mid_epoch:  # Lightning leaves out on_train_epoch_start: sample the same round again
             self.on_train_epoch_start()
+
+    def _check_batches(self, batches: Sequence[RolloutBatch]) -> None:
+        name = type(self.objective).__name__
+        group = 1 + max(copy for batch in batches for copy in batch.copies)
+        size = len(batches[0])
+        if self.objective.uses_pairs and size % group:
+            raise ValueError(
+                f"{name} compares pictures of a group, but batches of {size} hold no whole groups of {group}: set the data module's "
+                f"batch_size to a multiple of group_size, e.g. {group}"
+            )
+        stochastic, visits = self.objective.stochastic, 1 + max(visit for batch in batches for visit in batch.visits)
+        if stochastic is not None and visits != stochastic.size:
+            raise ValueError(
+                f"{name} trains on each of {stochastic.size} recorded steps once, but the data module's visits is {visits}: set it to "
+                f"{stochastic.size}, or the objective's window_size to {visits}"
+            )
 
     def on_validation_start(self) -> None:
         """Move everything to this rank's device."""
@@ -199,12 +221,13 @@ class RewardRLModule(RewardsModule):
         """Sample, score, compare."""
         plan = self.trainer.train_dataloader.sampler.plan  # type: ignore[union-attr]
         batches: list[RolloutBatch] = list(plan(self.current_epoch, self.global_rank, self.trainer.world_size))
-        self._roll_out([batch for batch in batches if batch.visit == 0])
+        self._roll_out([batch for batch in batches if 0 in batch.visits])
 
     @torch.no_grad()
     def _roll_out(self, batches: Sequence[RolloutBatch]) -> None:
         assert self.denoiser is not None
         self._buffer = {}
+        self._old_is_policy = None
         records: list[PromptRecord] = []
         copies: list[int] = []
         images: list[Image.Image] = []
@@ -213,17 +236,14 @@ class RewardRLModule(RewardsModule):
         with policies.use(self.denoiser, policies.OLD):
             for batch in batches:
                 sources = open_pictures(batch.records[0], batch.records[0].sources)
-                keys = [self._key(record, copy, "picture") for record, copy in self._samples(batch)]
-                recording = self.generator.record(
-                    [record.prompt for record in batch.records], sources, [seed_for(*key) for key in keys]
-                )
-                self._buffer[batch.index] = _Entry(recording, len(records), len(records) + len(keys))
+                entry = self._sampled(batch, sources, len(records))
+                self._buffer[batch.index] = entry
                 records += batch.records
                 copies += batch.copies
-                images += recording.images
+                images += entry.recording.images
                 requests += [
                     CritiqueRequest(record.task, record.prompt, image, sources)
-                    for record, image in zip(batch.records, recording.images, strict=True)
+                    for record, image in zip(batch.records, entry.recording.images, strict=True)
                 ]
         self.denoiser.train()
         groups = [record.group for record in records]
@@ -234,13 +254,31 @@ class RewardRLModule(RewardsModule):
             groups,
             min_valid=self.min_valid,
             train_flat_groups=self.train_flat_groups,
-            clip=self.adv_clip_max,
+            clip=self.objective.adv_clip_max,
         )
         self.last_rollout = Rollout(self.current_epoch, records, copies, groups, images, rewards, witness, advantages)
         self._log_rollout(self.last_rollout)
         if not self._checked_resolution and self.min_resolution is not None:
-            self._check_resolution(self.last_rollout, requests)
+            self._check_resolution(self.last_rollout, requests, self.min_resolution)
         self._checked_resolution = True
+
+    def _sampled(self, batch: RolloutBatch, sources: Sequence[Image.Image], start: int) -> _Entry:
+        """One call of the pipeline, with stochastic steps where the objective trains on them."""
+        keys = [self._key(record, copy, "picture") for record, copy in self._samples(batch)]
+        stochastic = self.objective.stochastic
+        with ExitStack() as stack:
+            scheduler = None
+            if stochastic is not None:
+                last = self.generator.steps - 2 if stochastic.last is None else stochastic.last
+                # one window for the whole round: members of a group are to differ by what was drawn, not by when
+                window = draw_window(stochastic.size, stochastic.first, last, self.seed, self.current_epoch)
+                scheduler = stack.enter_context(
+                    stochastic_steps(self.generator.pipe, keys, window, eta=stochastic.eta, form=stochastic.form)
+                )
+            recording = self.generator.record(
+                [record.prompt for record in batch.records], sources, [seed_for(*key) for key in keys]
+            )
+        return _Entry(recording, start, start + len(keys), [] if scheduler is None else scheduler.recorded)
 
     def _samples(self, batch: RolloutBatch) -> list[tuple[PromptRecord, int]]:
         return list(zip(batch.records, batch.copies, strict=True))
@@ -250,20 +288,20 @@ class RewardRLModule(RewardsModule):
 
     def _log_rollout(self, rollout: Rollout) -> None:
         """Log the round's numbers over the pictures of all processes: a mean of means would weigh them unequally."""
-        total = _everywhere(rollout.rewards.total)
+        total = everywhere(rollout.rewards.total)
         scored = total[~total.isnan()]
         values: dict[str, Any] = {
             "train/reward": scored.mean() if len(scored) else torch.tensor(float("nan")),
-            "train/reward_std": _everywhere(rollout.advantages.group_std).nanmean(),
+            "train/reward_std": everywhere(rollout.advantages.group_std).nanmean(),
             "train/unscored_rate": 1.0 - len(scored) / len(total),
             "train/flat_groups": rollout.advantages.flat / rollout.advantages.groups,
         }
         if rollout.witness is not None:
-            values["train/truth"] = _everywhere(rollout.witness.total).nanmean()
+            values["train/truth"] = everywhere(rollout.witness.total).nanmean()
             if "exact" in rollout.witness.aspects:
                 column = rollout.witness.aspects.index("exact")
-                values["train/exact"] = _everywhere(rollout.witness.values[:, column]).nanmean()
-            values["train/within_group_corr"] = self._correlation(rollout)
+                values["train/exact"] = everywhere(rollout.witness.values[:, column]).nanmean()
+            values["train/within_group_corr"] = correlation(rollout.rewards.total, rollout.witness.total, rollout.groups)
         for name, value in values.items():
             self.log(
                 name,
@@ -273,95 +311,112 @@ class RewardRLModule(RewardsModule):
                 batch_size=len(total),
             )
 
-    def _correlation(self, rollout: Rollout) -> float:
-        """Within-group correlation of reward and witness over all processes."""
-        assert rollout.witness is not None
-        first, second = _everywhere(rollout.rewards.total), _everywhere(rollout.witness.total)
-        return within_group_correlation(first, second, _gather(rollout.groups))
-
-    def _check_resolution(self, rollout: Rollout, requests: Sequence[CritiqueRequest]) -> None:
-        """Refuse a reward that is noise inside groups: all processes decide alike, on the pictures of all."""
-        assert self.min_resolution is not None
+    def _check_resolution(self, rollout: Rollout, requests: Sequence[CritiqueRequest], least: float) -> None:
         if rollout.witness is not None:
-            found = self._correlation(rollout)
-            if not found >= self.min_resolution:
-                raise NoResolutionError(
-                    f"the reward's within-group correlation with the witness is {found:.2f}, below min_resolution "
-                    f"{self.min_resolution:g}: it cannot tell the pictures of one request apart, and training on it would train on "
-                    "noise. Train a better critic, or set min_resolution: null to go on all the same"
-                )
+            check_against_witness(rollout.rewards, rollout.witness, rollout.groups, least)
             return
-        prompts = _gather(rollout.prompts)
-        start = self.global_rank * len(requests) + len(prompts) // 2
-        shifted = [
-            CritiqueRequest(r.task, prompts[(start + index) % len(prompts)], r.image, r.sources)
-            for index, r in enumerate(requests)
-        ]
-        gap = _everywhere(rollout.rewards.total - self.reward.score(shifted).total)
-        gap = gap[~gap.isnan()]
-        if len(gap) < 2 or float(gap.mean()) <= 2.0 * float(gap.std()) / len(gap) ** 0.5:
-            raise NoResolutionError(
-                f"pictures score no higher for their own request than for another one (gap {float(gap.mean()) if len(gap) else 0:.3f}, "
-                f"{len(gap)} scored): the reward does not read the request. Check the critic's rubric and weights, or set "
-                "min_resolution: null to go on all the same"
-            )
-        noisy = [
-            replace(request, image=with_invisible_noise(request.image, seed_for(*self._key(record, copy, "invisible noise"))))
-            for request, record, copy in zip(requests, rollout.records, rollout.copies, strict=True)
-        ]
-        steady = within_group_correlation(
-            _everywhere(rollout.rewards.total), _everywhere(self.reward.score(noisy).total), _gather(rollout.groups)
-        )
-        if not steady >= self.min_resolution:
-            raise NoResolutionError(
-                f"within groups, the scores correlate by {steady:.2f} with those of the same pictures under noise that nobody sees, below "
-                f"min_resolution {self.min_resolution:g}: they rank the pictures of one request by chance. Train a better critic, or set "
-                "min_resolution: null to go on all the same"
-            )
+        samples = zip(rollout.records, rollout.copies, strict=True)
+        seeds = [seed_for(*self._key(record, copy, "invisible noise")) for record, copy in samples]
+        check_alone(self.reward, rollout.rewards, requests, rollout.groups, seeds, self.global_rank, least)
+
+    # -- an update ------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
-        """DiffusionNFT on one micro-batch at one noise level per picture."""
-        with explain_out_of_memory(f"training on {len(batch.records)} pictures at once", LESS_AT_ONCE):
-            return self._nft_step(batch)
+        """The objective's loss of one micro-batch, at one or several noise levels per picture."""
+        with explain_out_of_memory(f"training on {len(batch.records) * len(batch.visits)} pictures at once", LESS_AT_ONCE):
+            return self._loss(batch)
 
-    def _nft_step(self, batch: RolloutBatch) -> Tensor:
+    def _loss(self, batch: RolloutBatch) -> Tensor:
         entry, rollout = self._buffer[batch.index], self.last_rollout
-        assert rollout is not None and self.denoiser is not None
-        recording = entry.recording
-        samples = self._samples(batch)
-        x0 = recording.x0
-        sigma = self._sigmas(samples, batch.visit, recording.sigmas).to(x0)
-        noise = normal(x0, [self._key(record, copy, "noise", batch.visit) for record, copy in samples])
-        shaped = sigma.view(-1, *([1] * (x0.ndim - 1)))
-        x_t = (1 - shaped) * x0 + shaped * noise
-        advantages = rollout.advantages.values[entry.start : entry.stop].to(x0)
-        weights = rollout.advantages.weights[entry.start : entry.stop].to(x0)
-        v = recording.velocity(x_t, sigma)
-        with torch.no_grad(), policies.use(self.denoiser, policies.OLD):
-            v_old = recording.velocity(x_t, sigma)
-        r = optimality(advantages, self.adv_clip_max)
-        policy = nft_loss(v, v_old, x_t, x0, sigma, r, nft_beta=self.nft_beta, adv_clip_max=self.adv_clip_max)
-        loss = policy
-        if self.kl_weight > 0:
-            with torch.no_grad(), policies.use(self.denoiser, None):
-                v_reference = recording.velocity(x_t, sigma)
-            kl = kl_loss(v, v_reference)
-            loss = policy + self.kl_weight * kl
-            self.log("train/kl", kl.mean().detach(), batch_size=len(samples))
-        self.log("train/policy_loss", policy.mean().detach(), batch_size=len(samples))
+        assert rollout is not None and self._velocities is not None
+        span, levels = slice(entry.start, entry.stop), len(batch.visits)
+        rewards, advantages = rollout.rewards.total[span], rollout.advantages.values[span]
+        enters = rollout.advantages.weights[span]
+        chosen = self.objective.choose(rewards, enters, rollout.groups[span])
         # the planned count, so that every rank and micro-batch weighs the same; on_before_optimizer_step makes it the valid one
-        self._planned += len(samples)
-        self._valid += int(weights.sum())
-        return (weights * loss).sum() / len(samples)
+        self._planned += chosen.planned * levels
+        self._valid += chosen.valid * levels
+        rows, weights = chosen.rows, None
+        if not self.savers.drop_unused and not self.objective.uses_pairs:
+            rows, weights = list(range(len(batch))), enters.to(self.device).repeat(levels)
+        if not rows:
+            return self._nothing()
+        noised, recording = self._noised(batch, entry, rows, advantages)
+        kl_scale = self._kl_scale(batch)
+        v = self._velocities(
+            recording,
+            noised.x_t,
+            noised.sigma,
+            old=self.objective.uses_old and not self._old_velocity_is_known(),
+            reference=self.objective.uses_reference or kl_scale > 0,
+        )
+        if self.objective.uses_old and v.old is None:
+            v = Velocities(v.policy, v.policy.detach(), v.reference)
+        policy = self.objective.policy_loss(noised, v)
+        self._log_update("policy_loss", policy, weights)
+        for name, value in self.objective.diagnostics(noised, v).items():
+            self._log_update(name, value, weights)
+        loss = policy
+        if kl_scale > 0:
+            assert v.reference is not None
+            kl = kl_loss(v.policy, v.reference)
+            self._log_update("kl", kl, weights)
+            loss = policy + self.objective.kl_weight * kl_scale * kl
+        return (loss if weights is None else loss[weights]).sum() / (chosen.planned * levels)
 
-    def _sigmas(self, samples: Sequence[tuple[PromptRecord, int]], visit: int, schedule: Sequence[float]) -> Tensor:
-        """Each picture's noise level at a visit: its own permutation of the sampler's schedule, as in DiffusionNFT's code."""
-        levels = torch.tensor(schedule)
-        chosen = []
-        for record, copy in samples:
-            order = torch.randperm(len(levels), generator=generator_for(*self._key(record, copy, "levels")))
-            chosen.append(levels[order[visit % len(levels)]])
-        return torch.stack(chosen)
+    def _log_update(self, name: str, values: Tensor, weights: Tensor | None) -> None:
+        values = values.detach() if weights is None else values.detach()[weights]
+        if len(values):
+            self.log(f"train/{name}", values.mean(), batch_size=len(values))
+
+    def _nothing(self) -> Tensor:
+        """A loss of nothing that every process can go backward from: under DDP each parameter has to be in it."""
+        assert self.denoiser is not None
+        trained = policies.parameters_of(self.denoiser, policies.POLICY).values()
+        return torch.stack([parameter.flatten()[0] * 0.0 for parameter in trained]).sum()
+
+    def _kl_scale(self, batch: RolloutBatch) -> float:
+        if self.objective.kl_weight == 0:
+            return 0.0
+        every = self.savers.reference_every
+        number = batch.index + len(self._buffer) * batch.visits[0]
+        return reference_scale(number, every, seed_for(self.seed, self.current_epoch, "reference") % every)
+
+    def _old_velocity_is_known(self) -> bool:
+        """Whether the old policy is the policy to the last bit; asked once per optimizer step."""
+        if not self.savers.skip_equal_old:
+            return False
+        if self._old_is_policy is None:
+            assert self.denoiser is not None
+            policy, old = (policies.parameters_of(self.denoiser, name).values() for name in (policies.POLICY, policies.OLD))
+            self._old_is_policy = same_weights(policy, old)
+        return self._old_is_policy
+
+    def _noised(self, batch: RolloutBatch, entry: _Entry, rows: list[int], advantages: Tensor) -> tuple[NoisedBatch, Recording]:
+        """The chosen pictures at the visits' noise levels, and the recording of as many samples."""
+        halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]] if self.objective.uses_pairs else [rows]
+        places = [(row, visit) for half in halves for visit in batch.visits for row in half]
+        at = [row for row, _ in places]
+        recording = entry.recording
+        if at != list(range(len(batch))):
+            recording = recording.select(at)
+        x0 = recording.x0
+        chosen = advantages[at].to(x0)
+        if entry.steps:
+            step = join_steps([entry.steps[visit].select(rows) for visit in batch.visits])
+            return NoisedBatch(x0, None, step.sigma, step.x_t, chosen, step), recording
+        samples = self._samples(batch)
+        # both pictures of a pair get the same noise and level
+        keys = [(samples[row][0], 0 if self.objective.uses_pairs else samples[row][1], visit) for row, visit in places]
+        sigma = torch.tensor([self._level(*key, recording.sigmas) for key in keys]).to(x0)
+        eps = normal(x0, [self._key(record, copy, "noise", visit) for record, copy, visit in keys])
+        wide = sigma.view(-1, *([1] * (x0.ndim - 1)))
+        return NoisedBatch(x0, eps, sigma, (1 - wide) * x0 + wide * eps, chosen), recording
+
+    def _level(self, record: PromptRecord, copy: int, visit: int, schedule: Sequence[float]) -> float:
+        """A picture's noise level at a visit: its own permutation of the sampler's schedule, as in DiffusionNFT's code."""
+        order = torch.randperm(len(schedule), generator=generator_for(*self._key(record, copy, "levels")))
+        return schedule[int(order[visit % len(schedule)])]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the mean over planned samples into the mean over valid ones; skip a step that has none or is not finite."""
@@ -370,6 +425,7 @@ class RewardRLModule(RewardsModule):
             torch.distributed.all_reduce(counts)
         planned, valid = counts.tolist()
         self._planned = self._valid = 0
+        self._old_is_policy = None
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         finite = all(bool(torch.isfinite(p.grad).all()) for p in parameters if p.grad is not None)
         for parameter in parameters:
@@ -383,7 +439,7 @@ class RewardRLModule(RewardsModule):
     def on_train_epoch_end(self) -> None:
         """Let the old policy follow."""
         assert self.denoiser is not None
-        decay = old_policy_decay(self.global_step, self.old_decay_rate, self.old_decay_max)
+        decay = self.objective.old_decay(self.global_step)
         policies.sync_old(self.denoiser, decay)
         self.log("train/old_decay", decay)
         self._buffer = {}
@@ -442,26 +498,6 @@ class RewardRLModule(RewardsModule):
             raise ValueError(f"the checkpoint lacks {len(missing)} adapter weights, first {missing[0]!r}; other LoRA settings?")
         self._skipped = stored["skipped"]
         self._checked_resolution = stored["checked_resolution"]
-
-
-def with_invisible_noise(image: Image.Image, seed: int) -> Image.Image:
-    """The picture with every value moved by at most 2 of 255."""
-    noise = np.random.default_rng(seed).integers(-2, 3, size=(image.height, image.width, 3))
-    return Image.fromarray(np.clip(np.asarray(image.convert("RGB")).astype(int) + noise, 0, 255).astype(np.uint8))
-
-
-def _gather(values: list[T]) -> list[T]:
-    """Every process's values, in the order of the processes."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return values
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, values)
-    return [value for part in gathered for value in part]
-
-
-def _everywhere(values: Tensor) -> Tensor:
-    """One tensor of every process's ``[n]``."""
-    return torch.tensor(_gather(values.tolist()))
 
 
 def _fingerprint(module: torch.nn.Module) -> str:

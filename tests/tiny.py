@@ -90,10 +90,11 @@ def rationales(folder: Path, count: int = 12, seed: int = 3) -> Path:
 
 def rl_module(**changes: Any) -> RewardRLModule:
     """DiffusionNFT on the embedded generator, with the ground truth as its reward."""
+    from rationalrewards.components.objectives import NFT
     from rationalrewards.components.shapes.truth import ShapesTruth
     from rationalrewards.lightning_modules import RewardRLModule
 
-    options = {"optimizer": adamw, "old_decay_rate": 0.1, "kl_weight": 1e-3, "seed": 7}
+    options = {"optimizer": adamw, "objective": NFT(kl_weight=1e-3, old_decay_rate=0.1), "seed": 7}
     return RewardRLModule(**{"generator": generator(), "reward": ShapesTruth(), **options, **changes})
 
 
@@ -176,6 +177,7 @@ def truthful(fails: Callable[[ChatRequest], bool] = lambda request: False) -> Ch
 
     from rationalrewards.components.chat import ChatModel, ChatReply
     from rationalrewards.components.critique import CritiqueFormat
+    from rationalrewards.components.critique.grammar import REFINEMENT_HEADING
     from rationalrewards.components.shapes import judge, phrases
 
     class Truthful(ChatModel):
@@ -197,6 +199,8 @@ def truthful(fails: Callable[[ChatRequest], bool] = lambda request: False) -> Ch
             asked = phrases.Asked(prompt[1], judge.read(sources[:1])[0].scene if sources else None)
             critique = phrases.critique(asked, judge.read([image])[0])
             text = self.format.render(critique, "edit" if sources else "t2i")
+            if request.continues:  # the answer has begun, up to the refinement's heading
+                text = text.partition(f"{REFINEMENT_HEADING}\n")[2]
             return min((text.split(mark)[0] for mark in request.stop), key=len, default=text)
 
     return Truthful()

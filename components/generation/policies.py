@@ -88,6 +88,31 @@ def use(denoiser: nn.Module, adapter: str | None) -> Iterator[None]:
         _activate(denoiser, before)
 
 
+@contextmanager
+def mixed(denoiser: nn.Module, adapters: Sequence[str | None]) -> Iterator[None]:
+    """Run every sample of a batch as its own policy inside the ``with`` block, in one forward.
+
+    Args:
+        denoiser: A denoiser with policies.
+        adapters: Per sample ``"default"``, ``"old"`` or ``None`` for the base.
+
+    A layer that sees the batch along another axis than its first makes PEFT raise an error about lengths.
+    """
+    names = ["__base__" if adapter is None else adapter for adapter in adapters]
+
+    def choose(
+        layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        return args, {**kwargs, "adapter_names": names}
+
+    hooks = [layer.register_forward_pre_hook(choose, with_kwargs=True) for layer in _layers(denoiser)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.no_grad()
 def sync_old(denoiser: nn.Module, decay: float) -> None:
     """``old <- decay * old + (1 - decay) * policy``, in place."""

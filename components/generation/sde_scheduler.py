@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -97,7 +97,7 @@ class SDEStep:
 
     Args:
         index: Which step of the sampler.
-        sigma: Noise level before the step, ``float32 []``.
+        sigma: Noise level before the step, ``float32 []`` (of joined steps ``[B]``, as the next two).
         next_sigma: Noise level after it.
         x_t: Latents before the step ``[B, ...]``, as the denoiser saw them.
         x_next: Latents after it, as the pipeline went on with them.
@@ -119,6 +119,13 @@ class SDEStep:
     eta: float
     form: SDEForm
 
+    def select(self, rows: Sequence[int]) -> SDEStep:
+        """The step of some samples of the batch; see :meth:`Recording.select`."""
+        at = list(rows)
+        parts = {name: getattr(self, name)[at] for name in ("x_t", "x_next", "mean", "log_probability")}
+        levels = {name: getattr(self, name) for name in ("sigma", "next_sigma", "std")}
+        return replace(self, **parts, **{name: level[at] if level.ndim else level for name, level in levels.items()})
+
     @property
     def dt(self) -> Tensor:
         """Length of the step in sigma, positive ``[]``."""
@@ -132,6 +139,21 @@ class SDEStep:
         """Log-probability ``[B]`` that a policy with velocity ``v`` at ``x_t`` would have taken the recorded step; gradients flow."""
         mean, std = self.transition(v)
         return log_probability(self.x_next, mean, std)
+
+
+def join_steps(steps: Sequence[SDEStep]) -> SDEStep:
+    """Several steps as one batch, one after the other; its ``index`` is the first's.
+
+    Raises:
+        ValueError: If they were drawn with different settings.
+    """
+    if len({(step.eta, step.form) for step in steps}) != 1:
+        raise ValueError("only steps of one form and amount of noise make a batch")
+    parts = {name: torch.cat([getattr(step, name) for step in steps]) for name in ("x_t", "x_next", "mean", "log_probability")}
+    levels = {
+        name: torch.cat([getattr(step, name).expand(len(step.x_t)) for step in steps]) for name in ("sigma", "next_sigma", "std")
+    }
+    return replace(steps[0], **parts, **levels)
 
 
 class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):

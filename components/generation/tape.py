@@ -11,9 +11,10 @@ Convention: ``x_t = (1 - sigma) x0 + sigma eps``, ``v = eps - x0``; sigma comes 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations, product
 from math import ceil
 from typing import Any
 
@@ -147,6 +148,8 @@ class Recording:
     _conditioning: dict[str, Any] = field(repr=False)
     _log: _Log | None = field(repr=False)
     _train_timesteps: int = 1000
+    # per batch size, along which axis arguments hold one part per sample; shared by the recordings of one kind
+    _axes: dict[int, dict[str, int]] = field(default_factory=dict, repr=False)
 
     def velocity(self, x_t: Tensor, sigma: Tensor | float) -> Tensor:
         """The denoiser on new latents under the recorded conditioning.
@@ -175,6 +178,66 @@ class Recording:
             self.rule.time_name: model_time.expand(recorded_time.shape),
         }
         return _OUTPUT_RULES[self.rule.output_rule](_primary(self._denoiser(**arguments)), x_t)
+
+    def select(self, rows: Sequence[int]) -> Recording:
+        """The recording of some of its samples, e.g. of those that have a reward.
+
+        Which of the denoiser's arguments hold one part per sample is tried out once per kind of call and batch size, by comparing
+        velocities.
+
+        Args:
+            rows: Positions of samples, in any order; one may come several times.
+
+        Returns:
+            A recording of ``len(rows)`` samples without recorded steps.
+
+        Raises:
+            UnprovenPipelineError: If no way to split the recorded conditioning gives the same velocities.
+        """
+        if not rows:
+            raise ValueError("no rows to select")
+        count = len(self.x0)
+        if count not in self._axes:
+            self._axes[count] = self._learn_axes()
+        return self._select(rows, self._axes[count])
+
+    def _select(self, rows: Sequence[int], axes: Mapping[str, int]) -> Recording:
+        conditioning = {
+            name: _pick(value, rows, axes[name]) if name in axes else value for name, value in self._conditioning.items()
+        }
+        return replace(
+            self,
+            images=[self.images[row] for row in rows],
+            x0=self.x0[list(rows)],
+            frames=None if self.frames is None else [self.frames[row] for row in rows],
+            _conditioning=conditioning,
+            _log=None,
+            _axes={len(rows): dict(axes)},
+        )
+
+    @torch.no_grad()
+    def _learn_axes(self) -> dict[str, int]:
+        count = len(self.x0)
+        possible = {name: axes for name, value in self._conditioning.items() if (axes := _sample_axes(value, count))}
+        # fewer samples in another order, or the one twice: what is left whole by mistake no longer fits
+        rows = list(range(count))[::-1][: max(1, count // 2)] if count > 1 else [0, 0]
+        sigma = torch.full((count,), self.sigmas[0])
+        whole = self.velocity(self.x0, sigma)[rows]
+        # other sums in matrix products of another batch size; another sample's conditioning or position is farther away than this
+        argument = self._conditioning[self.rule.sample_name]
+        precise = (argument if isinstance(argument, Tensor) else argument[0]).dtype == torch.float32
+        tolerance = (1e-3 if precise else 5e-2) * float(whole.abs().max())
+        for axes in _choices(possible):
+            try:
+                part = self._select(rows, axes).velocity(self.x0[rows], sigma[rows])
+            except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+                continue  # sizes no longer fit
+            if part.shape == whole.shape and float((part - whole).abs().max()) <= tolerance:
+                return axes
+        raise UnprovenPipelineError(
+            f"the conditioning of {count} samples of this pipeline cannot be split into samples: no choice of the arguments "
+            f"{', '.join(possible)} gives the same velocities"
+        )
 
     @torch.no_grad()
     def prove(self) -> float:
@@ -211,6 +274,7 @@ class PipelineTape:
         self.tolerance = tolerance
         self.name = type(pipe).__name__
         self.rules: dict[tuple[str, ...], Rule] = {}
+        self._axes: dict[tuple[str, ...], dict[int, dict[str, int]]] = {}
         if getattr(pipe, "scheduler", None) is None:
             raise UnprovenPipelineError(f"{self.name} has no `scheduler` whose steps could be recorded")
         config = pipe.scheduler.config
@@ -258,6 +322,7 @@ class PipelineTape:
             _conditioning=log.calls[0].kwargs,
             _log=log if keep_steps or learn else None,
             _train_timesteps=int(self.pipe.scheduler.config.num_train_timesteps),
+            _axes=self._axes.setdefault(kind, {}),
         )
         if learn:
             difference = recording.prove()
@@ -358,6 +423,37 @@ class PipelineTape:
                 if all(torch.equal(seen, made.to(seen.device).expand(seen.shape)) for seen, made in pairs):
                     return name, rule
         raise UnprovenPipelineError(f"{self.name}: no argument of its denoiser is a known function of the scheduler's time")
+
+
+def _sample_axes(value: Any, count: int) -> list[int]:
+    """Axes of a denoiser's argument along which it may have one part per sample."""
+    if isinstance(value, Tensor):  # the second axis: of hidden states of several layers
+        return [axis for axis in (0, 1) if value.ndim > axis and value.shape[axis] == count]
+    if isinstance(value, (list, tuple)):
+        return [0] if len(value) == count else []
+    if isinstance(value, dict):
+        inside = [_sample_axes(part, count) for part in value.values()]
+        return [0] if inside and all(0 in axes for axes in inside) else []
+    return []
+
+
+def _pick(value: Any, rows: Sequence[int], axis: int) -> Any:
+    if isinstance(value, Tensor):
+        return value.index_select(axis, torch.tensor(rows, device=value.device))
+    if isinstance(value, dict):
+        return {name: _pick(part, rows, axis) for name, part in value.items()}
+    return type(value)(value[row] for row in rows)
+
+
+def _choices(possible: Mapping[str, Sequence[int]]) -> Iterator[dict[str, int]]:
+    """Each argument along its first possible axis; then with one, then with two that are split otherwise or, being of no sample, not."""
+    first = {name: axes[0] for name, axes in possible.items()}
+    others: dict[str, list[int | None]] = {name: [*axes[1:], None] for name, axes in possible.items()}
+    for number in range(min(2, len(possible)) + 1):
+        for names in combinations(possible, number):
+            for changed in product(*(others[name] for name in names)):
+                axes = {**first, **dict(zip(names, changed, strict=True))}
+                yield {name: axis for name, axis in axes.items() if axis is not None}
 
 
 def _same_shape(argument: Any, sample: Tensor) -> bool:

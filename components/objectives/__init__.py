@@ -1,14 +1,24 @@
-"""Training objectives for flow generators and for scalar reward models, as pure functions."""
+"""Training objectives for flow generators and for scalar reward models: pure functions, and small classes that name their settings."""
 
-from .awm import MatchingWeight, awm_loss, matching_log_probability
+from .awm import AWM, MatchingWeight, awm_loss, matching_log_probability
+from .base import Chosen, NoisedBatch, Objective, StochasticSteps, Velocities
 from .bradley_terry import bradley_terry_loss, gaussian_loss, rao_kupper_log_probabilities, rao_kupper_loss
-from .dpo import best_and_worst, dpo_loss
-from .grpo import clipped_surrogate, grpo_loss, guard_log_ratio, guard_loss, transition_kl
-from .nft import kl_loss, nft_loss, old_policy_decay, optimality
+from .dpo import DPO, best_and_worst, dpo_loss
+from .grpo import FlowGRPO, clipped_surrogate, grpo_loss, guard_log_ratio, guard_loss, transition_kl
+from .nft import NFT, kl_loss, nft_loss, optimality
 from .savers import reference_scale, same_weights, several_times
 
 __all__ = [
+    "AWM",
+    "DPO",
+    "NFT",
+    "Chosen",
+    "FlowGRPO",
     "MatchingWeight",
+    "NoisedBatch",
+    "Objective",
+    "StochasticSteps",
+    "Velocities",
     "awm_loss",
     "best_and_worst",
     "bradley_terry_loss",
@@ -21,7 +31,6 @@ __all__ = [
     "kl_loss",
     "matching_log_probability",
     "nft_loss",
-    "old_policy_decay",
     "optimality",
     "rao_kupper_log_probabilities",
     "rao_kupper_loss",

@@ -10,7 +10,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .base import NoisedBatch, Objective, Velocities
 from .grpo import clipped_surrogate
+from .nft import kl_loss
 
 MatchingWeight = Literal["uniform", "sigma", "sigma_squared", "huber", "general_huber"]
 MATCHING_WEIGHTS: tuple[MatchingWeight, ...] = get_args(MatchingWeight)
@@ -94,3 +96,64 @@ def awm_loss(
     with torch.no_grad():
         before = log_probability if v_old is None else matching_log_probability(v_old, x0, eps, sigma, weight)
     return clipped_surrogate(log_probability - before.detach(), advantages.clamp(-adv_clip_max, adv_clip_max), clip_range)
+
+
+class AWM(Objective):
+    """Advantage Weighted Matching: :func:`awm_loss` of every picture, held by the distances to the old policy and to the base.
+
+    Args:
+        clip_range: Of the ratio; 1.0 in Flow-Factory's SD3.5 recipe.
+        weight: See :func:`matching_log_probability`.
+        old_kl_weight: Weight of the distance to the old policy, 1.0 there. Without it and with a wide clip range nothing holds the policy.
+        kl_weight: See :class:`Objective`; 1e-4 there.
+        adv_clip_max: Largest advantage; 1.0 there.
+        old_decay_rate: See :class:`Objective`.
+        old_decay_max: See :class:`Objective`.
+    """
+
+    uses_old = True
+
+    def __init__(
+        self,
+        clip_range: float = 1.0,
+        weight: MatchingWeight = "uniform",
+        old_kl_weight: float = 1.0,
+        kl_weight: float = 1e-4,
+        adv_clip_max: float = 1.0,
+        old_decay_rate: float = 0.001,
+        old_decay_max: float = 0.5,
+    ) -> None:
+        super().__init__(kl_weight, adv_clip_max, old_decay_rate, old_decay_max)
+        if weight not in MATCHING_WEIGHTS:
+            raise ValueError(f"weight is one of {', '.join(MATCHING_WEIGHTS)}, got {weight!r}")
+        if not clip_range > 0 or old_kl_weight < 0:
+            raise ValueError(
+                f"clip_range must be above 0 and old_kl_weight not negative, got {clip_range:g} and {old_kl_weight:g}"
+            )
+        self.clip_range = clip_range
+        self.weight: MatchingWeight = weight
+        self.old_kl_weight = old_kl_weight
+
+    def policy_loss(self, batch: NoisedBatch, v: Velocities) -> Tensor:
+        """``[B]``."""
+        assert v.old is not None and batch.eps is not None
+        loss = awm_loss(
+            v.policy,
+            v.old,
+            batch.x0,
+            batch.eps,
+            batch.sigma,
+            batch.advantages,
+            clip_range=self.clip_range,
+            weight=self.weight,
+            adv_clip_max=self.adv_clip_max,
+        )
+        return loss + self.old_kl_weight * kl_loss(v.policy, v.old)
+
+    @torch.no_grad()
+    def diagnostics(self, batch: NoisedBatch, v: Velocities) -> dict[str, Tensor]:
+        """``ratio`` and ``clipped`` (1 where it is out of range)."""
+        assert v.old is not None and batch.eps is not None
+        new, old = (matching_log_probability(u, batch.x0, batch.eps, batch.sigma, self.weight) for u in (v.policy, v.old))
+        ratio = (new - old).exp()
+        return {"ratio": ratio, "clipped": ((ratio - 1).abs() > self.clip_range).double()}

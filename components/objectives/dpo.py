@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from .base import Chosen, NoisedBatch, Objective, Velocities
+
 
 def best_and_worst(rewards: Tensor, groups: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The pair of every group that has one: its highest and its lowest reward, the first of equal ones.
@@ -70,3 +72,37 @@ def dpo_loss(
 def _error(v: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
     # beta is in the hundreds or thousands: the four errors' difference is taken in double precision
     return (v.double() - (eps.double() - x0.double())).square().flatten(1).mean(dim=1)
+
+
+class DPO(Objective):
+    """Online Diffusion-DPO: :func:`dpo_loss` of each group's best picture against its worst; the others are not trained on.
+
+    Every micro-batch has to hold whole groups (``batch_size`` a multiple of ``group_size``).
+
+    Args:
+        dpo_beta: How hard the policy is held to the base model; 100 (Flow-GRPO, SD3.5) to 2000 (Flow-Factory, FLUX.1).
+    """
+
+    uses_pairs = True
+
+    def __init__(self, dpo_beta: float) -> None:
+        super().__init__()
+        if not dpo_beta > 0:
+            raise ValueError(f"dpo_beta must be above 0, got {dpo_beta:g}")
+        self.dpo_beta = dpo_beta
+
+    @property
+    def uses_reference(self) -> bool:
+        """Always."""
+        return True
+
+    def choose(self, rewards: Tensor, weights: Tensor, groups: Sequence[str]) -> Chosen:
+        """The best and the worst of every group that gives a signal."""
+        better, worse = best_and_worst(rewards.masked_fill(~weights, float("nan")), groups)
+        return Chosen([*better.tolist(), *worse.tolist()], len(set(groups)), len(better))
+
+    def policy_loss(self, batch: NoisedBatch, v: Velocities) -> Tensor:
+        """``[B / 2]``."""
+        assert v.reference is not None and batch.eps is not None
+        pairs = [half for tensor in (v.policy, v.reference, batch.x0) for half in tensor.chunk(2)]
+        return dpo_loss(*pairs, batch.eps.chunk(2)[0], dpo_beta=self.dpo_beta)

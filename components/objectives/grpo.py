@@ -11,8 +11,12 @@ where language models use 0.2, and hence log-probabilities in at least single pr
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from .base import NoisedBatch, Objective, StochasticSteps, Velocities
 
 
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
@@ -120,3 +124,70 @@ def transition_kl(mean: Tensor, mean_reference: Tensor, std: Tensor | float) -> 
         ``[B]``, not negative.
     """
     return (mean - mean_reference).square().flatten(1).mean(dim=1, dtype=torch.float64) / (2.0 * std**2)
+
+
+class FlowGRPO(Objective):
+    """Flow-GRPO on a window of stochastic steps, plain or with GRPO-Guard's ratio; the policy that is trained also samples.
+
+    Args:
+        clip_range: Of the ratio; 1e-5 to 1e-3 in Flow-GRPO's code, see :mod:`~rationalrewards.components.objectives.grpo`.
+        guard: Take :func:`guard_loss` instead of :func:`grpo_loss`; needs ``form: flow``.
+        window_size: Stochastic steps per round; set the data module's ``visits`` to the same number.
+        window_first: First step that may be stochastic.
+        window_last: Last one; ``None`` is the sampler's last but one.
+        eta: Amount of noise.
+        form: ``"flow"`` or ``"cps"``, see ``sde_transition``.
+        kl_weight: See :class:`Objective`.
+        adv_clip_max: Largest advantage.
+    """
+
+    def __init__(
+        self,
+        clip_range: float,
+        guard: bool = False,
+        window_size: int = 2,
+        window_first: int = 0,
+        window_last: int | None = None,
+        eta: float = 0.7,
+        form: Literal["flow", "cps"] = "flow",
+        kl_weight: float = 0.0,
+        adv_clip_max: float = 5.0,
+    ) -> None:
+        super().__init__(kl_weight, adv_clip_max)
+        if not clip_range > 0:
+            raise ValueError(f"clip_range must be above 0, got {clip_range:g}")
+        if guard and form != "flow":
+            raise ValueError(f"GRPO-Guard is defined for form 'flow', got {form!r}")
+        if window_size < 1:
+            raise ValueError(f"window_size must be at least 1, got {window_size}")
+        self.clip_range = clip_range
+        self.guard = guard
+        self.window = StochasticSteps(window_size, window_first, window_last, eta, form)
+
+    @property
+    def stochastic(self) -> StochasticSteps | None:
+        """The window."""
+        return self.window
+
+    def policy_loss(self, batch: NoisedBatch, v: Velocities) -> Tensor:
+        """``[B]``."""
+        step = batch.step
+        assert step is not None
+        log_probability = step.log_probability_of(v.policy)
+        clips: dict[str, float] = {"clip_range": self.clip_range, "adv_clip_max": self.adv_clip_max}
+        if not self.guard:
+            return grpo_loss(log_probability, step.log_probability, batch.advantages, **clips)
+        mean, std = step.transition(v.policy)
+        return guard_loss(log_probability, step.log_probability, mean, step.mean, std, step.dt, batch.advantages, **clips)
+
+    @torch.no_grad()
+    def diagnostics(self, batch: NoisedBatch, v: Velocities) -> dict[str, Tensor]:
+        """``ratio`` (its mean below 1 is what Guard is for) and ``clipped`` (1 where it is out of range)."""
+        step = batch.step
+        assert step is not None
+        log_ratio = step.log_probability_of(v.policy) - step.log_probability
+        if self.guard:
+            mean, std = step.transition(v.policy)
+            log_ratio = guard_log_ratio(step.log_probability_of(v.policy), step.log_probability, mean, step.mean, std)
+        ratio = log_ratio.exp()
+        return {"ratio": ratio, "clipped": ((ratio - 1).abs() > self.clip_range).double()}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .base import NoisedBatch, Objective, Velocities
+
 
 def optimality(advantages: Tensor, adv_clip_max: float = 5.0) -> Tensor:
     """Advantages to optimality probabilities ``r = clip(A / (2 A_max) + 1/2, 0, 1)``, the shape of ``advantages``."""
@@ -63,6 +65,36 @@ def kl_loss(v: Tensor, v_reference: Tensor) -> Tensor:
     return ((v - v_reference) ** 2).mean(dim=tuple(range(1, v.ndim)))
 
 
-def old_policy_decay(step: int, rate: float = 0.001, maximum: float = 0.5) -> float:
-    """Decay of the old policy after an optimizer step: ``min(rate * step, maximum)`` (type 1 in DiffusionNFT's code)."""
-    return min(rate * step, maximum)
+class NFT(Objective):
+    """DiffusionNFT: :func:`nft_loss` of every picture, plus the distance to the base model.
+
+    Args:
+        nft_beta: Mixing weight of the implicit policies; not the KL weight. 1.0 in RationalRewards, 0.1 or 1.0 in DiffusionNFT.
+        kl_weight: See :class:`Objective`; 1e-4 in both.
+        adv_clip_max: Largest advantage, and scale of the loss.
+        old_decay_rate: See :class:`Objective`.
+        old_decay_max: See :class:`Objective`.
+    """
+
+    uses_old = True
+
+    def __init__(
+        self,
+        nft_beta: float = 1.0,
+        kl_weight: float = 1e-4,
+        adv_clip_max: float = 5.0,
+        old_decay_rate: float = 0.001,
+        old_decay_max: float = 0.5,
+    ) -> None:
+        super().__init__(kl_weight, adv_clip_max, old_decay_rate, old_decay_max)
+        if not nft_beta > 0:
+            raise ValueError(f"nft_beta must be above 0, got {nft_beta:g}")
+        self.nft_beta = nft_beta
+
+    def policy_loss(self, batch: NoisedBatch, v: Velocities) -> Tensor:
+        """``[B]``."""
+        assert v.old is not None
+        r = optimality(batch.advantages, self.adv_clip_max)
+        return nft_loss(
+            v.policy, v.old, batch.x_t, batch.x0, batch.sigma, r, nft_beta=self.nft_beta, adv_clip_max=self.adv_clip_max
+        )

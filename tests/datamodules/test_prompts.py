@@ -40,7 +40,7 @@ def test_a_round_is_whole_groups(path: str, batch_size: int) -> None:
     per_visit = 8 * 4 // batch_size
     for visit in range(3):
         part = batches[visit * per_visit : (visit + 1) * per_visit]
-        assert [batch.index for batch in part] == list(range(per_visit)) and {batch.visit for batch in part} == {visit}
+        assert [batch.index for batch in part] == list(range(per_visit)) and {batch.visits for batch in part} == {(visit,)}
         samples = _samples(part)
         assert samples == _samples(batches[:per_visit])  # every visit is to the same pictures
         names = [name for name, _ in samples]
@@ -56,10 +56,10 @@ def test_the_samples_of_a_round_do_not_depend_on_the_number_of_processes(path: s
     data = _data(path)
     for epoch in range(7):  # over the end of a pass
         alone = data.batches(epoch, 0, 1)
-        first_visit = [batch for batch in alone if batch.visit == 0]
+        first_visit = [batch for batch in alone if 0 in batch.visits]
         ranks = [data.batches(epoch, rank, processes) for rank in range(processes)]
         assert len({len(batches) for batches in ranks}) == 1  # collectives stay aligned
-        shared = [batch for batches in ranks for batch in batches if batch.visit == 0]
+        shared = [batch for batches in ranks for batch in batches if 0 in batch.visits]
         assert _samples(shared) == _samples(first_visit)
         homes: dict[str, set[int]] = {}
         for rank, batches in enumerate(ranks):

@@ -84,8 +84,9 @@ def test_one_process_and_two_agree(tmp_path: Path) -> None:
     for key, (value, enters) in said.rows.items():
         assert both[key][1] == enters
         # The first round's pictures come from the same weights and noise, so they are equal; the second round's from weights that
-        # differ by the rounding of one float32 sum of gradients (1e-7 of it), which moves a reward by less than that.
-        assert both[key][0] == pytest.approx(value, abs=1e-6)
+        # differ by the rounding of one float32 sum of gradients: a few of a picture's 3,072 values round to the next of 256 levels,
+        # which moves the reward by some 1e-6 and, divided by its spread in the group, the advantage by some 1e-5.
+        assert both[key][0] == pytest.approx(value, abs=0.0 if key[0] == 0 else 1e-4)
     # Gradients are summed in another order (a relative 1e-7), and AdamW with a rate of 1e-3 makes the largest step where they are
     # smallest: there rounding is a larger part of them.
     for name, value in tiny.adapters(trained).items():

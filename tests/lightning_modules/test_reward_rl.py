@@ -23,6 +23,7 @@ from rationalrewards.callbacks import AdapterEMA, AdapterExport
 from rationalrewards.components.checkpoints import resolve
 from rationalrewards.components.critic import CritiqueRequest
 from rationalrewards.components.generation import policies
+from rationalrewards.components.objectives import NFT
 from rationalrewards.components.rewards import RewardModel, Rewards
 from rationalrewards.components.shapes.truth import ShapesTruth
 from rationalrewards.lightning_modules import NoResolutionError, RewardRLModule
@@ -313,7 +314,7 @@ def test_a_round_without_scores_is_skipped_and_counted(prompts: tuple[Path, Path
 def test_a_step_that_is_not_finite_is_skipped_and_counted(prompts: tuple[Path, Path]) -> None:
     recorder = Recorder()
     # at the start policy and base are equal: infinity times 0 is not a number
-    module = tiny.rl_module(kl_weight=float("inf"), min_resolution=None)
+    module = tiny.rl_module(objective=NFT(kl_weight=float("inf")), min_resolution=None)
     trainer = tiny.trainer(max_epochs=1, accumulate_grad_batches=2, callbacks=[recorder])
     trainer.fit(module, tiny.rl_data(prompts[0]))
     assert recorder.metrics[0]["train/skipped_steps"] == 2.0

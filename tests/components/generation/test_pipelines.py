@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rationalrewards.components.generation import FlowGenerator, PipelineTape, Recording
+from rationalrewards.components.generation import FlowGenerator, PipelineTape, PolicyVelocities, Recording, Savers
 from rationalrewards.components.generation.noise import normal
 from rationalrewards.components.generation.policies import OLD, POLICY, parameters_of, use
 from rationalrewards.components.objectives import nft_loss
@@ -125,7 +125,7 @@ def recipe(folder: Callable[[str], Path]) -> Callable[..., FlowGenerator]:
 
 @pytest.fixture(scope="module")
 def trained(recipe: Callable[..., FlowGenerator]) -> Callable[[str], FlowGenerator]:
-    """Generators with policies; the trained one is away from the base."""
+    """Generators with policies, all three different."""
     made: dict[str, FlowGenerator] = {}
 
     def get(name: str) -> FlowGenerator:
@@ -134,9 +134,10 @@ def trained(recipe: Callable[..., FlowGenerator]) -> Callable[[str], FlowGenerat
             generator.prepare_training(seed=1)
             noise = torch.Generator().manual_seed(2)
             with torch.no_grad():
-                for parameter_name, parameter in parameters_of(generator.denoiser, POLICY).items():
-                    if "lora_B" in parameter_name:
-                        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=noise))
+                for policy, size in ((POLICY, 0.3), (OLD, 0.1)):
+                    for parameter_name, parameter in parameters_of(generator.denoiser, policy).items():
+                        if "lora_B" in parameter_name:
+                            parameter.copy_(size * torch.randn(parameter.shape, generator=noise))
         return made[name]
 
     return get
@@ -237,6 +238,51 @@ def test_a_saved_lora_makes_the_same_picture_where_the_pipeline_loads_it(
     difference, effect = (loaded - expected).abs().max(), (expected - base).abs().max()
     assert effect > 1e-3
     assert difference < 1e-5  # the same numbers in the same order; a pipeline may scale the two matrices another way
+
+
+@every_case
+def test_some_samples_of_a_recording_have_the_velocities_that_they_have_in_it(
+    recorded: Callable[[str], Recording], name: str
+) -> None:
+    recording = recorded(name)
+    rows, sigma = [1, 0, 1], torch.tensor([0.9, 0.4])
+    wide = sigma.view(-1, *[1] * (recording.x0.ndim - 1))
+    x_t = (1 - wide) * recording.x0 + wide * normal(recording.x0, [(0, 0), (0, 1)])
+    chosen = recording.select(rows)
+    assert [id(image) for image in chosen.images] == [id(recording.images[row]) for row in rows]
+    assert torch.equal(chosen.x0, recording.x0[rows])
+    with torch.no_grad():
+        whole = recording.velocity(x_t, sigma)
+        # the order of float32 sums in a matrix product of another batch size
+        assert torch.allclose(chosen.velocity(x_t[rows], sigma[rows]), whole[rows], atol=1e-4)
+        one = recording.select([1]).velocity(x_t[1:], sigma[1:])
+    assert torch.allclose(one, whole[1:], atol=1e-4)
+    assert float((whole[0] - whole[1]).abs().max()) > 1e-2  # samples do differ
+
+
+@every_case
+def test_what_policies_share_changes_no_velocity(
+    recorded: Callable[[str], Recording], trained: Callable[[str], FlowGenerator], name: str
+) -> None:
+    recording, denoiser = recorded(name), trained(name).denoiser
+    sigma = torch.tensor([0.9, 0.4])
+    wide = sigma.view(-1, *[1] * (recording.x0.ndim - 1))
+    x_t = (1 - wide) * recording.x0 + wide * normal(recording.x0, [(0, 0), (0, 1)])
+
+    def velocities(**savers: Any) -> list[Tensor]:
+        found = PolicyVelocities(denoiser, Savers(**savers))(recording, x_t, sigma, old=True, reference=True)
+        assert found.old is not None and found.reference is not None
+        assert found.policy.requires_grad and not found.old.requires_grad and not found.reference.requires_grad
+        return [found.policy.detach(), found.old, found.reference]
+
+    plain = velocities(share_prefix=False)
+    assert min(float((plain[a] - plain[b]).abs().max()) for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-4  # three policies
+    for mine, own in zip(velocities(share_prefix=True), plain, strict=True):
+        assert torch.equal(mine, own)
+    for one_forward in ("frozen", "all"):
+        for mine, own in zip(velocities(one_forward=one_forward), plain, strict=True):
+            # the order of float32 sums in a matrix product of another batch size
+            assert torch.allclose(mine, own, atol=1e-4), (one_forward, float((mine - own).abs().max()))
 
 
 @every_case

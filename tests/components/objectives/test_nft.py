@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from rationalrewards.components.objectives import kl_loss, nft_loss, old_policy_decay, optimality
+from rationalrewards.components.objectives import NFT, kl_loss, nft_loss, optimality
 from torch import Tensor
 
 SHAPES = [(3, 16, 8), (2, 4, 6, 6), (4, 5)]
@@ -168,8 +168,8 @@ def test_optimality(advantage: float, r: float) -> None:
     ("step", "decay"), [(0, 0.0), (1, 0.001), (100, 0.1), (499, 0.499), (500, 0.5), (501, 0.5), (10**6, 0.5)]
 )
 def test_old_policy_decay_is_type_1(step: int, decay: float) -> None:
-    assert old_policy_decay(step) == pytest.approx(decay, abs=1e-15)
+    assert NFT().old_decay(step) == pytest.approx(decay, abs=1e-15)
 
 
 def test_old_policy_decay_can_be_set() -> None:
-    assert [old_policy_decay(step, rate=0.25, maximum=0.6) for step in range(4)] == [0.0, 0.25, 0.5, 0.6]
+    assert [NFT(old_decay_rate=0.25, old_decay_max=0.6).old_decay(step) for step in range(4)] == [0.0, 0.25, 0.5, 0.6]
