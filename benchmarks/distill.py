@@ -30,7 +30,7 @@ from rationalrewards.components.backbone import freeze
 from rationalrewards.components.checkpoints import resolve
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.distillation import Row
-from rationalrewards.components.distillation.measuring import PeakBytes, flop_counter
+from rationalrewards.components.measuring import PeakBytes, flop_counter
 from rationalrewards.components.parrot import Ledger, ParrotOptions, rationalize
 from rationalrewards.components.records import Preference, read_jsonl, write_jsonl
 from rationalrewards.components.shapes.pairs import write_preferences

@@ -23,11 +23,10 @@ from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.generation import FlowGenerator
 from rationalrewards.components.pictures import open_picture
 from rationalrewards.components.records import PromptRecord, read_jsonl
-from rationalrewards.components.rewards import critique_rewards
+from rationalrewards.components.rewards import critique_rewards, with_invisible_noise
 from rationalrewards.components.rewards.advantages import within_group_correlation
 from rationalrewards.components.shapes.tiny_generator import PIPELINE_KWARGS, SOURCE_SIZE
 from rationalrewards.components.shapes.truth import ShapesTruth
-from rationalrewards.lightning_modules.reward_rl import with_invisible_noise
 from torch import Tensor
 
 

@@ -1,9 +1,11 @@
 """Callbacks: they write."""
 
 from .attacks import AttackWriter
+from .canary import HackCanary
 from .ema import WeightEMA
 from .export import AdapterEMA, AdapterExport, CriticExport, RationaleExport
 from .guard import ResolutionGuard
+from .judges import JudgeDiagnostics
 from .mlflow import MLflowArtifacts, MLflowParent, MLflowSaveConfig, MLflowSystemMetrics, parent_run
 from .parrot import RationaleProgress, RationaleReport
 from .rewards import RewardLogging, read_history
@@ -15,6 +17,8 @@ __all__ = [
     "AttackWriter",
     "CriticExport",
     "EvaluationWriter",
+    "HackCanary",
+    "JudgeDiagnostics",
     "MLflowArtifacts",
     "MLflowParent",
     "MLflowSaveConfig",

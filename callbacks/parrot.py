@@ -5,20 +5,24 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from rationalrewards.components.pages.parrot_page import Example, parrot_page
+from rationalrewards.components.pages.parrot_examples import Example
+from rationalrewards.components.pages.parrot_page import parrot_page
 from rationalrewards.components.parrot import Ledger, Outcome, ParrotOptions, merged, read_ledgers
 from rationalrewards.components.parrot.audit import examples, summarise
 from rationalrewards.components.parrot.estimate import (
     RETENTION,
     Estimate,
+    Forecast,
     Load,
     Usage,
     added,
@@ -26,8 +30,11 @@ from rationalrewards.components.parrot.estimate import (
     total_of,
     usage_of,
 )
+from rationalrewards.components.parrot.screen import read_pair
 from rationalrewards.components.records import Preference
+from rationalrewards.datamodules.batches import world
 from rationalrewards.datamodules.preferences import PairLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from .mlflow import mlflow_run
 from .writers import RationaleWriter, writable_folder
@@ -41,28 +48,55 @@ _SAMPLE = 64
 """Pairs that are looked at for their source pictures where all of them would take too long."""
 
 
+_LOOK = 8
+"""How many times as many pairs are looked at for a trial's as it takes: some have pictures that cannot be read."""
+
+_UNKNOWN = 1000
+"""Pairs to plan for where nobody knows how many there are."""
+
+
+@dataclass
+class _Trial:
+    """What a process measured before the run."""
+
+    pairs: int = 0
+    seconds: float = 0.0
+    usage: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    failure: str = ""
+
+
 class RationaleProgress(Callback):
     """Says what a run will take before it starts and once its first batch has been measured, and shows how far it is.
 
-    Before: the calls and pictures of all pairs, if everything passes and at the given share. After the first batch: calls, pictures,
-    tokens, hours and cost of all pairs at the measured rate, and how many will be kept. From then on the progress bar shows the share
-    kept, pairs without an answer, calls and cost so far, and every batch is logged to the Trainer's loggers: ``parrot/live/pairs``,
-    ``kept_rate``, ``unanswered``, ``calls``, and ``cost`` where the module has a price and the teacher counts tokens.
+    Before: the calls and pictures of all pairs, if everything passes and at the given share; then their tokens, hours and cost, at the
+    rate of what an earlier run of the same teacher, format and options has on file in the folder or, without one, of ``trial`` pairs
+    that every process takes through the stages first. Their answers are on file from then on, so nothing is asked twice. After the
+    first batch: calls, pictures, tokens, hours and cost of all pairs once more, at its rate, and how many will be kept. From then on the
+    progress bar shows the share kept, pairs without an answer, calls and cost so far, and every batch is logged to the Trainer's loggers:
+    ``parrot/live/pairs``, ``kept_rate``, ``unanswered``, ``calls``, and ``cost`` where the module has a price and the teacher counts
+    tokens. What was asked in the folder under other options, or of another teacher, is not in these figures.
 
-    On several processes, bar and logs show the first one's share of the pairs; the estimate is for all. Pairs that an earlier run
+    On several processes, bar and logs show the first one's share of the pairs; the estimates are for all. Pairs that an earlier run
     settled count with what they took then.
 
     Args:
         passing: Share of comparisons taken to pass the check before anything is measured; by default the paper's.
+        trial: Pairs that each process takes through the stages before the run, all at once. With fewer than a batch, servers have less to
+            do than they will, so that the run takes fewer hours than is said at first. 0 measures nothing before the first batch.
 
     Raises:
-        ValueError: If ``passing`` is no share.
+        ValueError: If ``passing`` is no share, or ``trial`` is negative.
     """
 
-    def __init__(self, passing: float = RETENTION) -> None:
+    def __init__(self, passing: float = RETENTION, trial: int = 4) -> None:
         if not 0.0 <= passing <= 1.0:
             raise ValueError(f"passing is a share between 0 and 1, got {passing}")
+        if trial < 0:
+            raise ValueError(f"trial is a number of pairs, got {trial}")
         self.passing = passing
+        self.trial = trial
+        self.forecast: Forecast | None = None
+        """What all pairs will take, as it was said before the run; ``None`` where nothing was measured for it, and on other processes."""
         self.estimate: Estimate | None = None
         """What all pairs will take, by all batches so far; ``None`` before the first, and where the number of pairs is not known."""
         self._load: Load | None = None
@@ -73,7 +107,7 @@ class RationaleProgress(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is planned."""
         options: ParrotOptions = pl_module.options  # type: ignore[assignment]
-        self.estimate, self._usage = None, {}
+        self.forecast, self.estimate, self._usage = None, None, {}
         self._done = self._kept = self._unanswered = 0
         self._seconds = 0.0
         if not trainer.is_global_zero:
@@ -82,7 +116,61 @@ class RationaleProgress(Callback):
         if self._load is not None:
             rank_zero_info(f"PARROT: {planned_calls(self._load, options, self.passing)}")
         else:
-            rank_zero_info("PARROT: how many pairs there are is not known before they are read; no estimate")
+            rank_zero_info(
+                f"PARROT: how many pairs there are is not known before they are read. Of {_UNKNOWN:,}: "
+                f"{planned_calls(Load.of_size(_UNKNOWN, options), options, self.passing)}"
+            )
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure, and say what the run will take; by now the ledger is open and the teacher is where it works."""
+        if not self.trial:
+            return
+        ledger: Ledger = pl_module.ledger  # type: ignore[assignment]
+        options: ParrotOptions = pl_module.options  # type: ignore[assignment]
+        price = getattr(pl_module, "price", None)
+        plan = ledger.begin(pl_module.teacher, pl_module.format.fingerprint, options, price)["plan"]  # type: ignore[union-attr, arg-type]
+        on_file = ledger.latest(plan) if trainer.is_global_zero else []
+        known = len({call["pair"] for call in on_file})
+        # one process may see more ledgers than another: all do as the first
+        if trainer.strategy.broadcast(known >= self.trial):
+            trials = [_Trial(known, usage=usage_of(on_file))]
+            overhead = 0.0
+        else:
+            trials = _of_all_processes(self._measured(trainer, pl_module, plan))
+            waited = sum(total_of(trial.usage, "seconds") or 0.0 for trial in trials)
+            pairs = sum(trial.pairs for trial in trials)
+            overhead = max(0.0, sum(trial.seconds for trial in trials) - waited) / max(1, pairs)
+        if not trainer.is_global_zero:
+            return
+        usage, measured = added([trial.usage for trial in trials]), sum(trial.pairs for trial in trials)
+        calls, failures = total_of(usage, "calls") or 0, total_of(usage, "failures") or 0
+        if calls == failures:
+            why = next((f": {trial.failure}" for trial in trials if trial.failure), "")
+            rank_zero_info(f"PARROT: {measured} pairs were tried and none of {calls:.0f} calls was answered{why}; no estimate")
+            return
+        load = self._load or Load.of_size(_UNKNOWN, options)
+        currency = price.currency if price is not None else ""
+        self.forecast = Forecast(
+            planned_calls(load, options, self.passing), usage, measured, trainer.world_size, currency, overhead
+        )
+        rank_zero_info(f"PARROT: {self.forecast}")
+
+    def _measured(self, trainer: Trainer, pl_module: LightningModule, plan: str) -> _Trial:
+        """Take a few of this process's pairs through the stages: the first ones whose pictures can be read."""
+        first = islice(_first_pairs(trainer), _LOOK * self.trial)
+        pairs = list(islice(filter(_readable, first), self.trial))
+        if not pairs:
+            return _Trial()
+        began = time.monotonic()
+        with trainer.precision_plugin.predict_step_context():
+            pl_module.predict_step(pairs, 0)
+        seconds = time.monotonic() - began
+        ledger: Ledger = pl_module.ledger  # type: ignore[assignment]
+        under = [call for pair in pairs for call in ledger.calls(pair.id, plan)]
+        # of a stage whose questions were all answered under another plan, that is all there is to go by
+        usage = {**usage_of(call for pair in pairs for call in ledger.calls(pair.id)), **usage_of(under)}
+        failure = next((call["failure"] for call in under if call["failure"]), "")
+        return _Trial(len(pairs), max(seconds, total_of(usage, "seconds") or 0.0), usage, failure)
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -109,7 +197,7 @@ class RationaleProgress(Callback):
         self._done += len(outputs)
         self._kept += sum(outcome.kept for outcome in outputs)
         self._unanswered += sum(outcome.reason.startswith("no answer") for outcome in outputs)
-        usage = usage_of(call for outcome in outputs for call in ledger.calls(outcome.pair.id))
+        usage = usage_of(call for outcome in outputs for call in ledger.calls(outcome.pair.id, outcome.provenance["plan"]))
         self._usage = added([self._usage, usage])
         # what an earlier run waited for the teacher counts where this one found the answers on file
         self._seconds += max(time.monotonic() - self._began, total_of(usage, "seconds") or 0.0)
@@ -126,6 +214,46 @@ class RationaleProgress(Callback):
             metrics["cost"] = cost
         for logger in trainer.loggers:
             logger.log_metrics({f"parrot/live/{name}": float(value) for name, value in metrics.items()}, step=self._done)
+
+
+def _first_pairs(trainer: Trainer) -> Iterable[Preference]:
+    """The pairs that this process will get, in their order."""
+    loaders = trainer.predict_dataloaders
+    loader = loaders[0] if isinstance(loaders, list) else loaders
+    if isinstance(loader, PairLoader):  # without its workers, which would read a whole batch each
+        rank, processes = world()
+        return islice(loader.pairs, rank, None, processes)
+    if isinstance(loader, DataLoader):
+        # not through the loader: Lightning's batch sampler has one position, which is the run's
+        dataset = loader.dataset
+        if isinstance(dataset, IterableDataset):
+            return _again(dataset)
+        sampler = loader.sampler if loader.batch_sampler is None else getattr(loader.batch_sampler, "sampler", loader.sampler)
+        return (dataset[index] for index in sampler)
+    return (pair for batch in _again(loader) for pair in batch)
+
+
+def _again(items: Any) -> Iterable[Any]:
+    """What can be gone through more than once; nothing if it cannot, as it is the run's."""
+    found = iter(items)
+    return () if found is items else found
+
+
+def _readable(pair: Preference) -> bool:
+    try:
+        read_pair(pair)
+    except ValueError:
+        return False
+    return True
+
+
+def _of_all_processes(trial: _Trial) -> list[_Trial]:
+    """Every process's, on every process."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return [trial]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, trial)
+    return found
 
 
 def _load_of(trainer: Trainer, options: ParrotOptions) -> Load | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
 from rationalrewards.components.pages import gallery_page
-from rationalrewards.components.parrot import Ledger, merged, read_ledgers, write_rationales
+from rationalrewards.components.parrot import FolderInUseError, Ledger, RunLock, merged, new_run, read_ledgers, write_rationales
 from rationalrewards.components.parrot.audit import summarise
 from rationalrewards.components.protocols import Result, markdown
 from rationalrewards.components.records import (
@@ -24,7 +26,8 @@ from rationalrewards.components.records import (
     to_json,
     write_jsonl,
 )
-from rationalrewards.components.refine import Trace
+from rationalrewards.components.refine import Made, Shelf, Trace
+from rationalrewards.components.refine.figures import comparison, comparison_markdown
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -48,7 +51,8 @@ class RationaleWriter(Callback):
     """Keeps ``ledger.db`` while rationales are made, and writes ``rationales.jsonl`` and ``summary.json`` from it at the end.
 
     The ledger is all there is to a run: killed at any instant and started again, it goes on where it was. Every process keeps one of
-    its own (``ledger.rank1.db`` and so on) and reads those of all.
+    its own (``ledger.rank1.db`` and so on) and reads those of all. While a run has the folder, another one is refused, however many
+    processes either has.
 
     What is written holds every pair that was ever brought to a result in the folder. A warning says how many of them were not in this
     run, as after a rerun on fewer pairs.
@@ -60,13 +64,29 @@ class RationaleWriter(Callback):
     def __init__(self, output_dir: str) -> None:
         self.output_dir = output_dir
         self._ledger: Ledger | None = None
+        self._lock: RunLock | None = None
         self._pairs = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the ledger and hand it to the module."""
+        """Take the folder, open the ledger and hand it to the module.
+
+        Raises:
+            FolderInUseError: If another run has the folder; on all processes.
+        """
         folder = writable_folder(self.output_dir)
+        run, refused = new_run(), ""
+        if trainer.is_global_zero:
+            try:
+                self._lock = RunLock(folder, run)
+            except FolderInUseError as error:
+                refused = str(error)
+        run, refused = trainer.strategy.broadcast((run, refused))
+        if refused:
+            raise FolderInUseError(refused)
+        if not trainer.is_global_zero:
+            self._lock = RunLock(folder, run)
         own = folder / ("ledger.db" if trainer.global_rank == 0 else f"ledger.rank{trainer.global_rank}.db")
-        self._ledger = Ledger(own, [path for path in sorted(folder.glob("ledger*.db")) if path != own])
+        self._ledger = Ledger(own, [path for path in sorted(folder.glob("ledger*.db")) if path != own], run)
         pl_module.ledger = self._ledger  # type: ignore[assignment]
         self._pairs = 0
 
@@ -83,12 +103,14 @@ class RationaleWriter(Callback):
         # this waits for all processes, and so until all ledgers are closed
         pairs = int(trainer.strategy.reduce(torch.tensor(self._pairs, device=pl_module.device), reduce_op="sum"))
         if not trainer.is_global_zero:
+            self._close()
             return
         folder = Path(self.output_dir)
         with read_ledgers(folder) as ledgers:
             write_rationales(ledgers, folder / "rationales.jsonl")
             summary = summarise(merged(ledgers))
         (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+        self._close()
         if summary["pairs"] > pairs:
             rank_zero_warn(
                 f"{folder} holds {summary['pairs']} pairs, and {summary['pairs'] - pairs} of them were not in this run: they are in "
@@ -96,13 +118,21 @@ class RationaleWriter(Callback):
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Release the ledger."""
+        """Let go of ledger and folder."""
+        self._close()
+
+    def _close(self) -> None:
         if self._ledger is not None:
             self._ledger.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 class RefinementWriter(Callback):
-    """Writes pictures, ``refinements.jsonl`` and ``gallery.html``.
+    """Writes ``refinements.jsonl``, ``gallery.html``, and the comparison of the arms as ``arms.json`` and ``arms.md``.
+
+    Pictures and the critic's answers are kept in ``pictures/`` and ``answers/`` as they come, each under all that it depends on: a run
+    that was killed at any instant and is started again, on however many processes, makes none of them a second time.
 
     Args:
         output_dir: Where to.
@@ -112,11 +142,13 @@ class RefinementWriter(Callback):
     def __init__(self, output_dir: str, gallery: bool = True) -> None:
         self.output_dir = output_dir
         self.gallery = gallery
+        self._shelf = Shelf()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the folder and start the files anew."""
+        """Make the folder, hand the module its shelf, and begin the records anew: what is on the shelf leads to them again."""
         folder = writable_folder(self.output_dir)
-        (folder / "pictures").mkdir(exist_ok=True)
+        self._shelf = Shelf(folder)
+        pl_module.shelf = self._shelf  # type: ignore[assignment]
         self._path(trainer.global_rank).write_text("", encoding="utf-8")
         if trainer.is_global_zero:
             # left by a killed run on more processes; the other ranks of this run empty their own
@@ -145,41 +177,46 @@ class RefinementWriter(Callback):
                 file.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
 
     def _record(self, trace: Trace) -> Refinement:
-        candidates = []
-        for index, made in enumerate(trace.made):
-            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in trace.record.id)
-            image = Path(self.output_dir) / "pictures" / f"{name}_{trace.arm}_{index}.png"
-            made.image.save(image)
-            aspects = {
-                key: (score if isinstance(score := made.critique.score(key), float) else None) for key in made.critique.aspects
-            }
-            reward = made.score
-            candidates.append(
-                Candidate(
-                    made.round,
-                    made.request,
-                    str(image),
-                    made.critique.text,
-                    None if isinstance(reward, Unscored) else reward,
-                    reward.reason if isinstance(reward, Unscored) else "",
-                    aspects,
-                    made.critique.scale,
-                )
-            )
         record = trace.record
         return Refinement(
             record.id,
             record.task,
             record.prompt,
             trace.arm,
-            tuple(candidates),
+            tuple(map(self._candidate, trace.made)),
             trace.chosen,
             trace.stop,
             record.sources,
+            trace.tokens,
+        )
+
+    def _candidate(self, made: Made) -> Candidate:
+        aspects = {
+            key: (score if isinstance(score := made.critique.score(key), float) else None) for key in made.critique.aspects
+        }
+        reward = made.score
+        if isinstance(made.picture, Image.Image):  # a module without a shelf
+            name = hashlib.sha256(made.picture.tobytes()).hexdigest()[:24]
+            picture: str = str(self._shelf.keep_picture(name, made.picture))
+        else:
+            picture = "" if isinstance(made.picture, Unscored) else str(made.picture)
+        return Candidate(
+            made.round,
+            made.request,
+            picture,
+            made.critique.text,
+            None if isinstance(reward, Unscored) else reward,
+            reward.reason if isinstance(reward, Unscored) else "",
+            aspects,
+            made.critique.scale,
+            None if isinstance(made.held_out, Unscored) else made.held_out,
+            made.copy,
+            made.parent,
+            made.tokens,
         )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Merge the ranks' files and write the gallery."""
+        """Merge the ranks' files and write gallery and comparison."""
         trainer.strategy.barrier("refinements written")
         if not trainer.is_global_zero:
             return
@@ -189,6 +226,10 @@ class RefinementWriter(Callback):
         write_jsonl(self._path(0), records)
         for path in parts[1:]:
             path.unlink()
+        if records:
+            found = comparison([records])
+            (folder / "arms.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+            (folder / "arms.md").write_text(comparison_markdown(found), encoding="utf-8")
         if self.gallery:
             (folder / "gallery.html").write_text(gallery_page(records, "Refinement"), encoding="utf-8")
 

@@ -125,13 +125,17 @@ class Critic:
             for r in requests
         ]
 
+        spent = [0] * len(requests)
+
         def read(index: int, reply: ChatReply) -> Critique:
+            spent[index] += reply.prompt_tokens + reply.completion_tokens
             task = requests[index].task
             if reply.failure:
                 return Critique.unscored(reply.failure, self.format.rules.keys(task), reply.text, self.format.rules.scale)
             return self.format.parse(reply.text, task)
 
-        critiques = self._ask(asks, read, lambda critique: critique.failure)
+        found = self._ask(asks, read, lambda critique: critique.failure)
+        critiques = [replace(critique, tokens=tokens) for critique, tokens in zip(found, spent, strict=True)]
         expected = self.chat.weighs_cheaply if self.expected is None else self.expected
         return self._with_expected(asks, critiques) if expected else critiques
 

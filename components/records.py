@@ -156,6 +156,8 @@ class Critique:
         analysis: The opening analysis of the request, if any.
         text: The critic's answer as it came.
         scale: What the scores run from and to.
+        tokens: Tokens that the critic read and wrote for it, as its backend counts them, answers that could not be read included;
+            0 where it does not tell. Looking for expected scores is not in it.
     """
 
     aspects: Mapping[str, AspectCritique]
@@ -165,6 +167,7 @@ class Critique:
     analysis: str = ""
     text: str = field(default="", compare=False)
     scale: Scale = field(default_factory=Scale)
+    tokens: int = field(default=0, compare=False)
 
     @classmethod
     def unscored(cls, reason: str, aspects: Sequence[str], text: str = "", scale: Scale | None = None) -> Critique:
@@ -357,7 +360,22 @@ class Rationale:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One picture made during refinement, scored against the original request."""
+    """One picture made during refinement, scored against the original request.
+
+    Args:
+        round: 0 for what was made before any critique was there.
+        request: What it was made for.
+        image: Path; empty if it could not be made, and then ``unscored`` says why.
+        critique: The critic's answer.
+        reward: What picks; ``None`` if there is none.
+        unscored: Why there is no reward.
+        aspects: Written scores, ``None`` where an aspect does not apply or has none.
+        scale: What they run from and to.
+        held_out: The score of a judge that had no part in the loop; ``None`` if there was no judge, or it gave none.
+        copy: Which noise of the request's it began from: pictures of one request with the same number began alike.
+        parent: The candidate whose critique led to its request.
+        tokens: Tokens that the critic read and wrote for its request and for its critique.
+    """
 
     round: int
     request: str
@@ -367,11 +385,18 @@ class Candidate:
     unscored: str = ""
     aspects: Mapping[str, float | None] = field(default_factory=dict)
     scale: Scale = field(default_factory=Scale)
+    held_out: float | None = None
+    copy: int = 0
+    parent: int | None = None
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """The way one request took through an arm of the refine loop; ``chosen`` indexes ``candidates``."""
+    """The way one request took through an arm of the refine loop; ``chosen`` indexes ``candidates``.
+
+    ``tokens`` are all that the critic read and wrote in it: those of the candidates, and of rewrites that led to no picture.
+    """
 
     id: str
     task: Task
@@ -381,6 +406,7 @@ class Refinement:
     chosen: int
     stop: str
     sources: tuple[str, ...] = ()
+    tokens: int = 0
 
 
 def _check_task(task: str, prompt: str, sources: Sequence[str]) -> None:
@@ -464,7 +490,7 @@ def from_json(kind: type[R], data: Mapping[str, Any], root: Path | None = None) 
             if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
                 raise ValueError(f"column {name!r} must be a list of picture paths, got {value!r}")
             value = tuple(str(_rooted(item, root)) if root is not None else item for item in value)
-        elif name == "image" and root is not None:
+        elif name == "image" and value and root is not None:
             value = str(_rooted(value, root))
         elif isinstance(value, list):
             value = tuple(value)
@@ -498,7 +524,7 @@ def relative_to(record: R, root: Path) -> R:
             changes[spec.name] = shortened if isinstance(value, tuple) else shortened[0]
         elif spec.name in ("candidates", "sources"):
             changes[spec.name] = tuple(shorten(path) for path in value)
-        elif spec.name == "image":
+        elif spec.name == "image" and value:
             changes[spec.name] = shorten(value)
     return dataclasses.replace(record, **changes)  # type: ignore[type-var]
 

@@ -91,6 +91,7 @@ class PairStream:
         decided_only: Leave out ties.
         min_agreement: Smallest agreement.
         fold: Part of a split.
+        report: Whether to tell what was left out of the sets, when all of them have been read.
     """
 
     paths: tuple[str, ...] = ()
@@ -99,6 +100,7 @@ class PairStream:
     decided_only: bool = False
     min_agreement: float = 0.5
     fold: Fold | None = None
+    report: bool = True
 
     def __iter__(self) -> Iterator[Preference]:
         """All pairs that pass.
@@ -106,7 +108,7 @@ class PairStream:
         Raises:
             ValueError: On a row that cannot be read, and in the end if there was no pair.
         """
-        rows = chain(*map(iter_preferences, self.paths), *(one.read() for one in self.sets))
+        rows = chain(*map(iter_preferences, self.paths), *(one.read(self.report) for one in self.sets))
         pair = None
         for pair in islice(filter(self.keeps, rows), self.limit):
             yield pair
@@ -148,7 +150,9 @@ class _Share(IterableDataset[Batch[Preference]]):
     def __iter__(self) -> Iterator[Batch[Preference]]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        share = islice(self.pairs, self.rank, None, self.processes)
+        # all read the same rows, and one who tells what was left out is enough
+        pairs = self.pairs if (self.rank, first) == (0, 0) else replace(self.pairs, report=False)
+        share = islice(pairs, self.rank, None, self.processes)
         batches = iter(lambda: tuple(islice(share, self.batch_size)), ())
         return map(Batch, islice(batches, first, None, step))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from rationalrewards.components.records import PromptRecord
+from rationalrewards.components.rewards import PromptCurriculum
 from rationalrewards.components.seeds import seed_for
 from torch.utils.data import DataLoader
 
@@ -56,6 +57,7 @@ class PromptDataModule(LightningDataModule):
         eval_batch_size: Requests per batch in validation and prediction.
         limit: Take only the first so many requests for validation and prediction.
         seed: Seed of the order of requests.
+        curriculum: Chooses each round's requests by how they scored before; ``None`` takes all in turn.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class PromptDataModule(LightningDataModule):
         eval_batch_size: int = 16,
         limit: int | None = None,
         seed: int = 0,
+        curriculum: PromptCurriculum | None = None,
     ) -> None:
         super().__init__()
         if group_size < 2:
@@ -97,6 +100,7 @@ class PromptDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.limit = limit
         self.seed = seed
+        self.curriculum = curriculum
         self.prompts: list[PromptRecord] = []
 
     def setup(self, stage: str) -> None:
@@ -119,19 +123,34 @@ class PromptDataModule(LightningDataModule):
     def batches(self, epoch: int, rank: int, processes: int) -> list[RolloutBatch]:
         """This rank's batches of a round: a function of (seed, epoch) and the rank's share of the groups."""
         self._check_processes(processes)
-        order = list(range(len(self.prompts)))
-        per_pass = len(order) // self.groups_per_epoch
-        sweep, part = divmod(epoch, per_pass)
-        random.Random(seed_for(self.seed, "prompt order", sweep)).shuffle(order)
-        chosen = [self.prompts[i] for i in order[part * self.groups_per_epoch : (part + 1) * self.groups_per_epoch]]
+        chosen = self._round(epoch)
         share = self.groups_per_epoch // processes
         samples = [(record, copy) for record in chosen[rank * share : (rank + 1) * share] for copy in range(self.group_size)]
         batches = []
-        for first in range(0, self.visits, self.visits_at_once):
-            for index, start in enumerate(range(0, len(samples), self.batch_size)):
-                records, copies = zip(*samples[start : start + self.batch_size], strict=True)
+        # all visits of a call before the next call's: training on it can begin while later ones are being scored
+        for index, start in enumerate(range(0, len(samples), self.batch_size)):
+            records, copies = zip(*samples[start : start + self.batch_size], strict=True)
+            for first in range(0, self.visits, self.visits_at_once):
                 batches.append(RolloutBatch(epoch, index, range(first, first + self.visits_at_once), records, copies))
         return batches
+
+    def _round(self, epoch: int) -> list[PromptRecord]:
+        if self.curriculum is not None:
+            groups = [prompt.group for prompt in self.prompts]
+            return [self.prompts[i] for i in self.curriculum.choose(groups, self.groups_per_epoch, epoch, self.seed)]
+        order = list(range(len(self.prompts)))
+        sweep, part = divmod(epoch, len(order) // self.groups_per_epoch)
+        random.Random(seed_for(self.seed, "prompt order", sweep)).shuffle(order)
+        return [self.prompts[i] for i in order[part * self.groups_per_epoch : (part + 1) * self.groups_per_epoch]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the curriculum has seen."""
+        return {} if self.curriculum is None else self.curriculum.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it; a run that had no curriculum begins one."""
+        if self.curriculum is not None and state_dict:
+            self.curriculum.load_state_dict(state_dict)
 
     def _check_processes(self, processes: int) -> None:
         pictures = self.groups_per_epoch // processes * self.group_size

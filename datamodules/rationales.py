@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from rationalrewards.components.seeds import seed_for
 from torch.utils.data import DataLoader
 
 from .batches import Batch, BatchPlan, PlannedLoader, StepBatch, length_grouped
-from .readers import read_preferences
+from .readers import CONVERSATION_SETS, ConversationSet, read_preferences
+from .readers.sets import is_named_like
 
 Row = SupervisedRow | Conversation
 Share = tuple[list[Row], list[Row] | None]
@@ -39,13 +40,14 @@ class RationaleDataModule(LightningDataModule):
     """Pointwise and pairwise rows (both orders) of rationales, in batches of similar length that know their optimizer step.
 
     Files may hold rationales or conversations. Rationales are ``rationales.jsonl`` of PARROT. Conversations are rows of sharegpt with
-    OpenAI's tags, as JSON, JSON lines or parquet: what :func:`rationalrewards.components.parrot.export.export` writes, and others'
-    (RationalRewards-SFTData of TIGER-Lab). They are learnt in their own words. Of a folder its ``rationales.jsonl`` is read or, without
+    OpenAI's tags, as JSON, JSON lines or parquet: what :func:`rationalrewards.components.parrot.export.export` writes, and others'. A
+    public set of them (``TIGER-Lab/RationalRewards-SFTData``) is named by its id, with a folder or with a commit on the hub. They are
+    learnt in their own words. Of a folder its ``rationales.jsonl`` is read or, without
     one, the parquet files in it. Where the fingerprint of a format lies beside conversations, it is checked; else every answer must be one
     that ``format`` can read, and rows whose answer is not are left out with a warning.
 
     Args:
-        train: What to learn from: a file or folder, or several.
+        train: What to learn from: a file, a folder or a public set (``{id: OWNER/NAME, revision: COMMIT}``), or several.
         format: The student's format, which must be the one that the rationales were written in; the default rubric if omitted.
         val: Likewise, for the teacher-forced validation loss.
         val_preferences: Preference pairs for the generated pair accuracy in validation.
@@ -65,9 +67,9 @@ class RationaleDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: str | list[str],
+        train: str | ConversationSet | Sequence[str | ConversationSet],
         format: CritiqueFormat | None = None,
-        val: str | list[str] | None = None,
+        val: str | ConversationSet | Sequence[str | ConversationSet] | None = None,
         val_preferences: str | None = None,
         batch_size: int = 16,
         pairwise: bool = True,
@@ -84,9 +86,9 @@ class RationaleDataModule(LightningDataModule):
         super().__init__()
         if not (pairwise or pointwise):
             raise ValueError("both pairwise and pointwise are off: there is nothing to learn from")
-        self.train_paths = [train] if isinstance(train, str) else list(train)
+        self.train_from = _several(train)
         self.format = format or CritiqueFormat()
-        self.val_paths = [val] if isinstance(val, str) else list(val or ())
+        self.val_from = _several(val)
         self.val_preferences_path = val_preferences
         self.batch_size = batch_size
         self.pairwise = pairwise
@@ -112,15 +114,29 @@ class RationaleDataModule(LightningDataModule):
         """
         if self.rows:
             return
-        self.rows = [row for path in self.train_paths for row in self._expand(path)]
-        self.val_rows = [row for path in self.val_paths for row in self._expand(path, self.limit_val)]
+        self.rows = [row for one in self.train_from for row in self._expand(one)]
+        self.val_rows = [row for one in self.val_from for row in self._expand(one, self.limit_val)]
         if self.val_preferences_path is not None:
             self.val_preferences = read_preferences(self.val_preferences_path)[: self.limit_val]
             self._check_wording(self.val_preferences_path, "point", {pair.task for pair in self.val_preferences})
 
-    def _expand(self, path: str, limit: int | None = None) -> list[Row]:
-        files = _files(Path(path))
-        return self._conversations(path, files, limit) if is_conversation(files[0]) else self._rationales(files[0], limit)
+    def _expand(self, one: str | ConversationSet, limit: int | None = None) -> list[Row]:
+        if isinstance(one, ConversationSet):
+            return self._conversations(one.id, [(False, one.read())], limit)
+        if is_named_like(one, CONVERSATION_SETS):
+            raise ValueError(
+                f"{one} is no file but a public set: give {{id: OWNER/NAME, revision: COMMIT}}, or root (a folder with its files) in place "
+                f"of revision; known sets: {', '.join(CONVERSATION_SETS)}"
+            )
+        files = _files(Path(one))
+        if not is_conversation(files[0]):
+            return self._rationales(files[0], limit)
+        fingerprint = self.format.fingerprint
+        parts = (
+            (check_data_fingerprint(file, self.format, fingerprint), read_conversations(file, self.pictures_root))
+            for file in files
+        )
+        return self._conversations(one, parts, limit)
 
     def _rationales(self, path: Path, limit: int | None) -> list[Row]:
         rationales = read_jsonl(path, Rationale)[:limit]
@@ -143,15 +159,15 @@ class RationaleDataModule(LightningDataModule):
     def _shares(self, pair: str) -> bool:
         return seed_for(self.seed, "pairwise", pair) % 10**6 < self.pairwise_share * 10**6
 
-    def _conversations(self, path: str, files: Sequence[Path], limit: int | None) -> list[Row]:
+    def _conversations(self, path: str, parts: Iterable[tuple[bool, Iterable[Conversation]]], limit: int | None) -> list[Row]:
+        """The rows of what one name stands for; each part says whether it is known to be in the student's format."""
         rows: list[Row] = []
         pairs: set[str] = set()
         unread: list[str] = []
         read = strange = 0
-        wording, fingerprint = Wording(self.format), self.format.fingerprint
-        for file in files:
-            same = check_data_fingerprint(file, self.format, fingerprint)
-            for row in read_conversations(file, self.pictures_root):
+        wording = Wording(self.format)
+        for same, conversations in parts:
+            for row in conversations:
                 pairs.add(row.pair)
                 if limit is not None and len(pairs) > limit:
                     break
@@ -249,6 +265,10 @@ class RationaleDataModule(LightningDataModule):
         )
         pairs: DataLoader[Any] = DataLoader(self.val_preferences, batch_size=self.val_batch_size, collate_fn=Batch)  # type: ignore[arg-type]
         return [rows, pairs]
+
+
+def _several(given: str | ConversationSet | Sequence[str | ConversationSet] | None) -> list[str | ConversationSet]:
+    return [given] if isinstance(given, str | ConversationSet) else list(given or ())
 
 
 def _answer(row: Row, format: CritiqueFormat) -> str:

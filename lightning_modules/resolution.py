@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-from PIL import Image
 from rationalrewards.components.critic import CritiqueRequest
-from rationalrewards.components.rewards import RewardModel, Rewards, within_group_correlation
+from rationalrewards.components.rewards import RewardModel, Rewards, with_invisible_noise, within_group_correlation
 from torch import Tensor
 
 from .everywhere import everywhere, gather
@@ -86,9 +84,3 @@ def check_alone(
             f"min_resolution {least:g}: they rank the pictures of one request by chance. Train a better critic, or set "
             "min_resolution: null to go on all the same"
         )
-
-
-def with_invisible_noise(image: Image.Image, seed: int) -> Image.Image:
-    """The picture with every value moved by at most 2 of 255."""
-    noise = np.random.default_rng(seed).integers(-2, 3, size=(image.height, image.width, 3))
-    return Image.fromarray(np.clip(np.asarray(image.convert("RGB")).astype(int) + noise, 0, 255).astype(np.uint8))

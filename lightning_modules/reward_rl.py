@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from PIL import Image
 from rationalrewards.components.critic import CritiqueRequest
 from rationalrewards.components.generation import (
     FlowGenerator,
     PolicyVelocities,
     Recording,
     Savers,
-    SDEStep,
     draw_window,
     join_steps,
     policies,
@@ -36,43 +35,21 @@ from rationalrewards.components.objectives import (
     same_weights,
 )
 from rationalrewards.components.records import PromptRecord, open_pictures
-from rationalrewards.components.rewards import Advantages, RewardModel, Rewards, group_advantages
+from rationalrewards.components.rewards import (
+    AdvantageOptions,
+    PromptCurriculum,
+    RepeatNoise,
+    RewardModel,
+    group_scores,
+    repeat_sums,
+)
 from rationalrewards.datamodules.prompts import RolloutBatch
 from torch import Tensor
 
 from .base import LESS_AT_ONCE, RewardsModule
-from .everywhere import everywhere
+from .everywhere import everywhere, gather
 from .resolution import check_against_witness, check_alone, correlation
-
-
-@dataclass
-class Rollout:
-    """One round of this rank: what was made, how it was scored, what it is worth."""
-
-    epoch: int
-    records: list[PromptRecord]
-    copies: list[int]
-    groups: list[str]
-    images: list[Image.Image]
-    rewards: Rewards
-    witness: Rewards | None
-    advantages: Advantages
-
-    @property
-    def prompts(self) -> list[str]:
-        """The request of every picture."""
-        return [record.prompt for record in self.records]
-
-
-@dataclass
-class _Entry:
-    """One pipeline call: what it recorded, and which pictures of the round it made."""
-
-    recording: Recording
-    start: int
-    stop: int
-    steps: list[SDEStep] = field(default_factory=list)
-
+from .rollout import Call, Rollout, Round
 
 SAVERS = Savers()
 
@@ -92,8 +69,12 @@ class RewardRLModule(RewardsModule):
         optimizer: Optimizer, given the LoRA's parameters.
         scheduler: Learning-rate scheduler, stepped every optimizer step.
         savers: What to leave out or share in an update.
-        train_flat_groups: Keep groups whose members all scored the same (only the KL term acts on them).
-        min_valid: Fewest scored members of a group that gives a signal; default half of it.
+        advantages: How rewards become advantages; ``clip`` in it is the objective's ``adv_clip_max``.
+        noise_groups: Groups per process and round whose pictures are scored once more, to measure the noise of one score, which shrinks
+            the next rounds' advantages; 0 leaves it at ``advantages.noise``.
+        background: Score the pictures of each pipeline call in the background as soon as they exist, and train on the first calls while
+            later ones are being scored; the gradient is the same to the last bit. ``None`` does so where the reward is remote; ``True``
+            suits a critic in this process on another device.
         min_resolution: Smallest within-group correlation of reward and witness in the first round, where there is a witness;
             without one, matched requests must score above shuffled ones by two standard errors, and the within-group correlation of
             the scores with those of the same pictures under invisible noise must be as large. ``None`` trains on anything.
@@ -109,8 +90,9 @@ class RewardRLModule(RewardsModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         savers: Savers = SAVERS,
-        train_flat_groups: bool = False,
-        min_valid: int | None = None,
+        advantages: AdvantageOptions | None = None,
+        noise_groups: int = 0,
+        background: bool | None = None,
         min_resolution: float | None = 0.15,
         seed: int = 0,
     ) -> None:
@@ -122,8 +104,11 @@ class RewardRLModule(RewardsModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.savers = savers
-        self.train_flat_groups = train_flat_groups
-        self.min_valid = min_valid
+        self.advantages = replace(advantages or AdvantageOptions(), clip=self.objective.adv_clip_max)
+        self.noise_groups = noise_groups
+        self.noise = RepeatNoise()
+        self.background = background
+        self._repeats: dict[str, tuple[float, float]] = {}
         self.min_resolution = min_resolution
         self.seed = seed
         self.strict_loading = False  # checkpoints hold the adapters only; on_load_checkpoint checks that none is missing
@@ -131,7 +116,7 @@ class RewardRLModule(RewardsModule):
         self.last_rollout: Rollout | None = None
         self._velocities: PolicyVelocities | None = None
         self._old_is_policy: bool | None = None  # None: to be found out
-        self._buffer: dict[int, _Entry] = {}
+        self._round: Round | None = None
         self._planned = 0
         self._valid = 0
         self._skipped = 0
@@ -226,45 +211,34 @@ class RewardRLModule(RewardsModule):
     @torch.no_grad()
     def _roll_out(self, batches: Sequence[RolloutBatch]) -> None:
         assert self.denoiser is not None
-        self._buffer = {}
+        self.last_rollout = None
         self._old_is_policy = None
-        records: list[PromptRecord] = []
-        copies: list[int] = []
-        images: list[Image.Image] = []
-        requests: list[CritiqueRequest] = []
+        threads = self._threads(len(batches))
+        self._round = Round(self.current_epoch, self.reward, self.witness, self.advantages, self.noise.std(), threads)
         self.denoiser.eval()
-        with policies.use(self.denoiser, policies.OLD):
-            for batch in batches:
-                sources = open_pictures(batch.records[0], batch.records[0].sources)
-                entry = self._sampled(batch, sources, len(records))
-                self._buffer[batch.index] = entry
-                records += batch.records
-                copies += batch.copies
-                images += entry.recording.images
-                requests += [
-                    CritiqueRequest(record.task, record.prompt, image, sources)
-                    for record, image in zip(batch.records, entry.recording.images, strict=True)
-                ]
+        try:
+            with policies.use(self.denoiser, policies.OLD):
+                for batch in batches:
+                    self._round.add(self._sampled(batch))
+        finally:
+            if threads is not None:  # they go when there is nothing left to score
+                threads.shutdown(wait=False)
         self.denoiser.train()
-        groups = [record.group for record in records]
-        rewards = self.reward.score(requests)
-        witness = self.witness.score(requests) if self.witness is not None else None
-        advantages = group_advantages(
-            rewards.total,
-            groups,
-            min_valid=self.min_valid,
-            train_flat_groups=self.train_flat_groups,
-            clip=self.objective.adv_clip_max,
-        )
-        self.last_rollout = Rollout(self.current_epoch, records, copies, groups, images, rewards, witness, advantages)
-        self._log_rollout(self.last_rollout)
-        if not self._checked_resolution and self.min_resolution is not None:
-            self._check_resolution(self.last_rollout, requests, self.min_resolution)
-        self._checked_resolution = True
+        if threads is None or (self.min_resolution is not None and not self._checked_resolution):
+            self._complete()
 
-    def _sampled(self, batch: RolloutBatch, sources: Sequence[Image.Image], start: int) -> _Entry:
+    def _threads(self, calls: int) -> ThreadPoolExecutor | None:
+        """As many as a remote reward can have to do, or one for a model that is asked once at a time."""
+        remote = self.reward.remote
+        if not (remote if self.background is None else self.background):
+            return None
+        return ThreadPoolExecutor(2 * calls if remote else 1, thread_name_prefix="reward")
+
+    def _sampled(self, batch: RolloutBatch) -> Call:
         """One call of the pipeline, with stochastic steps where the objective trains on them."""
-        keys = [self._key(record, copy, "picture") for record, copy in self._samples(batch)]
+        sources = open_pictures(batch.records[0], batch.records[0].sources)
+        samples = list(zip(batch.records, batch.copies, strict=True))
+        keys = [self._key(record, copy, "picture") for record, copy in samples]
         stochastic = self.objective.stochastic
         with ExitStack() as stack:
             scheduler = None
@@ -278,13 +252,37 @@ class RewardRLModule(RewardsModule):
             recording = self.generator.record(
                 [record.prompt for record in batch.records], sources, [seed_for(*key) for key in keys]
             )
-        return _Entry(recording, start, start + len(keys), [] if scheduler is None else scheduler.recorded)
+        requests = [
+            CritiqueRequest(record.task, record.prompt, image, sources)
+            for record, image in zip(batch.records, recording.images, strict=True)
+        ]
+        return Call(samples, requests, recording, [] if scheduler is None else scheduler.recorded)
 
-    def _samples(self, batch: RolloutBatch) -> list[tuple[PromptRecord, int]]:
-        return list(zip(batch.records, batch.copies, strict=True))
+    def _complete(self) -> None:
+        """When all of a round is scored: log it, and in the first one ask whether the reward tells pictures apart.
+
+        All processes come here at the same place of the round.
+        """
+        assert self._round is not None
+        if self.last_rollout is not None:
+            return
+        self.last_rollout = self._round.rollout()
+        requests = [request for call in self._round.calls for request in call.requests]
+        self._log_rollout(self.last_rollout)
+        self._repeats = self._repeat_sums(self.last_rollout, requests) if self.noise_groups else {}
+        if not self._checked_resolution and self.min_resolution is not None:
+            self._check_resolution(self.last_rollout, requests, self.min_resolution)
+        self._checked_resolution = True
 
     def _key(self, record: PromptRecord, copy: int, purpose: str, step: int = 0) -> tuple[int | str, ...]:
         return (self.seed, self.current_epoch, record.id, copy, purpose, step)
+
+    def _repeat_sums(self, rollout: Rollout, requests: Sequence[CritiqueRequest]) -> dict[str, tuple[float, float]]:
+        """How the scores of some groups differ from those of the same pictures scored again."""
+        chosen = set(list(dict.fromkeys(rollout.groups))[: self.noise_groups])
+        rows = [index for index, group in enumerate(rollout.groups) if group in chosen]
+        again = self.reward.again([requests[index] for index in rows], self.current_epoch + 1)
+        return repeat_sums(rollout.rewards.select(rows), again, self.advantages)
 
     def _log_rollout(self, rollout: Rollout) -> None:
         """Log the round's numbers over the pictures of all processes: a mean of means would weigh them unequally."""
@@ -295,6 +293,7 @@ class RewardRLModule(RewardsModule):
             "train/reward_std": everywhere(rollout.advantages.group_std).nanmean(),
             "train/unscored_rate": 1.0 - len(scored) / len(total),
             "train/flat_groups": rollout.advantages.flat / rollout.advantages.groups,
+            "train/noisy_groups": rollout.advantages.noisy / rollout.advantages.groups,
         }
         if rollout.witness is not None:
             values["train/truth"] = everywhere(rollout.witness.total).nanmean()
@@ -302,11 +301,17 @@ class RewardRLModule(RewardsModule):
                 column = rollout.witness.aspects.index("exact")
                 values["train/exact"] = everywhere(rollout.witness.values[:, column]).nanmean()
             values["train/within_group_corr"] = correlation(rollout.rewards.total, rollout.witness.total, rollout.groups)
+        saved = self.generator.savings
+        if calls := saved.text_runs + saved.text_reused + saved.image_runs + saved.image_reused:
+            values["train/encoder_calls_saved"] = (saved.text_reused + saved.image_reused) / calls
+            values["train/encoder_kept_mb"] = saved.kept_bytes / 1e6
         for name, value in values.items():
             self.log(
                 name,
                 float(value),
                 prog_bar=name in ("train/reward", "train/truth"),
+                on_step=False,
+                on_epoch=True,
                 sync_dist=True,
                 batch_size=len(total),
             )
@@ -324,24 +329,29 @@ class RewardRLModule(RewardsModule):
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """The objective's loss of one micro-batch, at one or several noise levels per picture."""
         with explain_out_of_memory(f"training on {len(batch.records) * len(batch.visits)} pictures at once", LESS_AT_ONCE):
-            return self._loss(batch)
+            loss = self._loss(batch)
+        if self._is_last_call(batch):
+            self._complete()
+        return loss
+
+    def _is_last_call(self, batch: RolloutBatch) -> bool:
+        assert self._round is not None
+        return batch.index == len(self._round.calls) - 1
 
     def _loss(self, batch: RolloutBatch) -> Tensor:
-        entry, rollout = self._buffer[batch.index], self.last_rollout
-        assert rollout is not None and self._velocities is not None
-        span, levels = slice(entry.start, entry.stop), len(batch.visits)
-        rewards, advantages = rollout.rewards.total[span], rollout.advantages.values[span]
-        enters = rollout.advantages.weights[span]
-        chosen = self.objective.choose(rewards, enters, rollout.groups[span])
+        assert self._round is not None and self._velocities is not None
+        call, levels = self._round.calls[batch.index], len(batch.visits)
+        advantages = self._round.advantages(batch.index)
+        chosen = self.objective.choose(self._round.rewards(batch.index).total, advantages.weights, call.groups)
         # the planned count, so that every rank and micro-batch weighs the same; on_before_optimizer_step makes it the valid one
         self._planned += chosen.planned * levels
         self._valid += chosen.valid * levels
         rows, weights = chosen.rows, None
         if not self.savers.drop_unused and not self.objective.uses_pairs:
-            rows, weights = list(range(len(batch))), enters.to(self.device).repeat(levels)
+            rows, weights = list(range(len(batch))), advantages.weights.to(self.device).repeat(levels)
         if not rows:
             return self._nothing()
-        noised, recording = self._noised(batch, entry, rows, advantages)
+        noised, recording = self._noised(batch, call, rows, advantages.values)
         kl_scale = self._kl_scale(batch)
         v = self._velocities(
             recording,
@@ -379,7 +389,7 @@ class RewardRLModule(RewardsModule):
         if self.objective.kl_weight == 0:
             return 0.0
         every = self.savers.reference_every
-        number = batch.index + len(self._buffer) * batch.visits[0]
+        number = batch.index + batch.visits[0] // len(batch.visits)  # every second of a call's visits, and of the calls
         return reference_scale(number, every, seed_for(self.seed, self.current_epoch, "reference") % every)
 
     def _old_velocity_is_known(self) -> bool:
@@ -392,20 +402,20 @@ class RewardRLModule(RewardsModule):
             self._old_is_policy = same_weights(policy, old)
         return self._old_is_policy
 
-    def _noised(self, batch: RolloutBatch, entry: _Entry, rows: list[int], advantages: Tensor) -> tuple[NoisedBatch, Recording]:
+    def _noised(self, batch: RolloutBatch, call: Call, rows: list[int], advantages: Tensor) -> tuple[NoisedBatch, Recording]:
         """The chosen pictures at the visits' noise levels, and the recording of as many samples."""
         halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]] if self.objective.uses_pairs else [rows]
         places = [(row, visit) for half in halves for visit in batch.visits for row in half]
         at = [row for row, _ in places]
-        recording = entry.recording
+        recording = call.recording
         if at != list(range(len(batch))):
             recording = recording.select(at)
         x0 = recording.x0
         chosen = advantages[at].to(x0)
-        if entry.steps:
-            step = join_steps([entry.steps[visit].select(rows) for visit in batch.visits])
+        if call.steps:
+            step = join_steps([call.steps[visit].select(rows) for visit in batch.visits])
             return NoisedBatch(x0, None, step.sigma, step.x_t, chosen, step), recording
-        samples = self._samples(batch)
+        samples = call.samples
         # both pictures of a pair get the same noise and level
         keys = [(samples[row][0], 0 if self.objective.uses_pairs else samples[row][1], visit) for row, visit in places]
         sigma = torch.tensor([self._level(*key, recording.sigmas) for key in keys]).to(x0)
@@ -442,7 +452,16 @@ class RewardRLModule(RewardsModule):
         decay = self.objective.old_decay(self.global_step)
         policies.sync_old(self.denoiser, decay)
         self.log("train/old_decay", decay)
-        self._buffer = {}
+        self._round = None
+        self.noise.add(gather([self._repeats]))
+        for name, std in self.noise.std().items():
+            self.log(f"train/noise/{name}", std)
+        curriculum: PromptCurriculum | None = getattr(getattr(self.trainer, "datamodule", None), "curriculum", None)
+        if curriculum is not None:
+            assert self.last_rollout is not None
+            rollout = self.last_rollout
+            scores = group_scores(rollout.rewards.total, rollout.groups, self.advantages.min_valid)
+            curriculum.observe(self.current_epoch, gather(scores))
 
     # -- validation -----------------------------------------------------------------------------------------------------
 
@@ -479,6 +498,7 @@ class RewardRLModule(RewardsModule):
             "base": self.generator.path,
             "base_hash": self._base,
             "skipped": self._skipped,
+            "noise": self.noise.state_dict(),
             "checked_resolution": self._checked_resolution,
         }
 
@@ -497,6 +517,7 @@ class RewardRLModule(RewardsModule):
         if missing:
             raise ValueError(f"the checkpoint lacks {len(missing)} adapter weights, first {missing[0]!r}; other LoRA settings?")
         self._skipped = stored["skipped"]
+        self.noise.load_state_dict(stored["noise"])
         self._checked_resolution = stored["checked_resolution"]
 
 

@@ -43,7 +43,7 @@ CONTRACT: dict[str, set[str]] = {
     "rl": {
         *("exact_before", "exact_after", "truth_before", "truth_after", "reward_before", "reward_after", "updates"),
     },
-    "refine": {"base", "best_of_n", "blind_rewrite", "refine_keep_best", "images_per_prompt", "harm_rate"},
+    "refine": {"base", "best_of_n", "blind_rewrite_best_of_n", "refine_keep_best", "images_per_prompt", "harm_rate"},
 }
 """The keys that others rely on."""
 
@@ -51,7 +51,7 @@ RATES = {
     "critic": ("pair_accuracy", "unscored_rate", "tie_rate", "untrained_pair_accuracy", "untrained_tie_rate"),
     "rationales": ("kept_rate", "right_label_pass_rate", "wrong_label_pass_rate"),
     "rl": ("exact_before", "exact_after"),
-    "refine": ("base", "best_of_n", "blind_rewrite", "refine_keep_best", "harm_rate"),
+    "refine": ("base", "best_of_n", "blind_rewrite_best_of_n", "refine_keep_best", "harm_rate"),
 }
 """Each has a 95 % interval beside it."""
 

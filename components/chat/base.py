@@ -20,6 +20,7 @@ class ChatRequest:
 
     Args:
         messages: Turns of the form ``{"role": ..., "content": [{"type": "text", "text": ...} | {"type": "image", "image": PIL}]}``.
+            A last turn of the assistant's is the beginning of the answer: the reply, and the form if any, is what comes after it.
         max_tokens: Most tokens to generate; an answer that is cut off there is a failure.
         temperature: 0 is greedy.
         seed: Seed of the sampling, where the backend has one.
@@ -33,6 +34,11 @@ class ChatRequest:
     seed: int = 0
     stop: tuple[str, ...] = ()
     form: AnswerForm | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer has begun already: the last turn is the assistant's."""
+        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
 
     def images(self) -> list[Image.Image]:
         """All pictures of the conversation, in order."""
@@ -87,10 +93,17 @@ class Weights:
         options: Option to probability. Their sum is the model's probability that any of them stands there; an option that others
             continue ("3" and "3.5") has what is left when none of the others does.
         failure: Why there are no probabilities; empty if there are.
+        prompt_tokens: Tokens that the model read for it, pictures and the answer included; 0 where the backend does not tell. What
+            several places of an answer took together counts with the first of them.
+        completion_tokens: Likewise those that it wrote.
+        requests: Likewise how many requests were sent; 0 for a model in this process.
     """
 
     options: Mapping[str, float]
     failure: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    requests: int = 0
 
 
 class ChatModel(ABC):
@@ -149,6 +162,12 @@ class ChatModel(ABC):
             ValueError: If this kind of model never shows its probabilities.
         """
         raise ValueError(f"{type(self).__name__} does not show its probabilities; leave out expected scores")
+
+    def stream_weights(
+        self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
+    ) -> Iterator[list[tuple[int, list[Weights]]]]:
+        """:meth:`weigh` in parts, as :meth:`stream` is :meth:`complete` in parts. By default all come at once."""
+        yield list(enumerate(self.weigh(requests, answers, places)))
 
     def load(self, device: Any = None) -> None:  # noqa: B027 - optional hook
         """Load weights or connect. Called before the first request; safe to call again."""

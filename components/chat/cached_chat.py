@@ -71,9 +71,13 @@ class CachedChat(ChatModel):
     def weigh(
         self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
     ) -> list[list[Weights]]:
+        return in_order(self.stream_weights(requests, answers, places))
+
+    def stream_weights(
+        self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
+    ) -> Iterator[list[tuple[int, list[Weights]]]]:
         def ask(missing: Sequence[int]) -> Iterator[list[tuple[int, list[Weights]]]]:
-            of_rows = self.chat.weigh([requests[i] for i in missing], [answers[i] for i in missing], [places[i] for i in missing])
-            yield list(enumerate(of_rows))
+            return self.chat.stream_weights(*([of[i] for i in missing] for of in (requests, answers, places)))  # type: ignore[arg-type]
 
         paths = [
             self._path(request, {"answer": answer, "places": [asdict(place) for place in of_row]})
@@ -83,7 +87,7 @@ class CachedChat(ChatModel):
         def failed(of_row: list[Weights]) -> bool:
             return any(weights.failure for weights in of_row)
 
-        return in_order(self._kept_or_asked(paths, lambda kept: [Weights(**weights) for weights in kept], ask, failed))
+        return self._kept_or_asked(paths, lambda kept: [Weights(**weights) for weights in kept], ask, failed)
 
     def _kept_or_asked(
         self,

@@ -47,8 +47,14 @@ class RequestError(Exception):
         self.reply = reply or ChatReply("")
 
 
-async def checked(call: Awaitable[T], limit: float) -> T:
-    """Await a call of the openai client; whatever goes wrong, or takes more than ``limit`` seconds, becomes a :class:`RequestError`."""
+async def checked(call: Awaitable[T], limit: float, what: str = "chat completion") -> T:
+    """Await a call of the openai client; whatever goes wrong, or takes more than ``limit`` seconds, becomes a :class:`RequestError`.
+
+    Args:
+        call: The call.
+        limit: Seconds.
+        what: What the answer is called in messages.
+    """
     import openai
 
     try:
@@ -69,8 +75,8 @@ async def checked(call: Awaitable[T], limit: float) -> T:
         cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ else ""
         raise RequestError("no connection", f"{type(error).__name__}: {error}{cause}"[:300], True, True) from None
     except (openai.APIError, RecursionError, ValueError) as error:
-        reason = f"the server sent no chat completion ({type(error).__name__}: {str(error)[:200]})"
-        raise RequestError("no chat completion", reason, True, True) from None
+        reason = f"the server sent no {what} ({type(error).__name__}: {str(error)[:200]})"
+        raise RequestError(f"no {what}", reason, True, True) from None
 
 
 def retry_after(header: str | None) -> float | None:

@@ -5,28 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import threading
-import weakref
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
-from . import event_loop
 from .base import ChatModel, ChatReply, ChatRequest, Place, Weights, in_order
+from .connection import Connection
 from .faults import RequestError
 from .option_weights import option_weights
 from .pictures import data_url, within
 from .readiness import until_ready
-from .servers import Account, Outcome, Server, Servers, tokens
-
-T = TypeVar("T")
+from .servers import Outcome, Servers, tokens
 
 _FIELDS = ("max_tokens", "temperature", "seed", "stop")
-
-_connecting = threading.Lock()
 
 Structured = Literal["vllm", "vllm_guided", "sglang", "json_schema"]
 
@@ -107,20 +99,13 @@ class OpenAIChat(ChatModel):
         self.weights_id = weights_id
         if unknown := sorted(set(self.fields) - {*_FIELDS}):
             raise ValueError(f"fields: {unknown[0]!r} is none of {', '.join(_FIELDS)}; further fields go into extra_body")
-        if not self.urls:
-            raise ValueError("base_url is empty: OpenAIChat needs the root of a server, e.g. http://localhost:8000/v1")
-        if any(urlsplit(url).password for url in self.urls):
-            raise ValueError(f"base_url holds a password; put it into the environment, as the key in {api_key_env}")
-        self._account = Account()
+        self._connection = Connection("OpenAIChat", base_url, api_key_env, concurrency, attempts, timeout, deadline, breaker)
         self._ready = False
-        self._loop: event_loop.EventLoop | None = None
-        self._client: Servers | None = None
-        self._leave: Any = None
 
     @property
     def urls(self) -> list[str]:
         """The roots of all servers."""
-        return [self.base_url] if isinstance(self.base_url, str) else list(self.base_url)
+        return self._connection.urls
 
     @property
     def identity(self) -> str:
@@ -136,7 +121,7 @@ class OpenAIChat(ChatModel):
     @property
     def account(self) -> dict[str, Any]:
         """What became of every request since this object was made; see :class:`~.servers.Account`."""
-        return self._account.numbers()
+        return self._connection.account.numbers()
 
     def load(self, device: Any = None) -> None:
         """Connect, and wait until every server is ready.
@@ -144,13 +129,13 @@ class OpenAIChat(ChatModel):
         Raises:
             RuntimeError: If one is not; with its URL, what was seen, and what to do.
         """
-        loop, servers = self._connect()
+        loop, servers = self._connection.open()
         if self._ready or not self.ready_timeout:
             return
 
         async def probe() -> None:
             probes = [
-                until_ready(server, self.model, self._account, self.ready_timeout, self.timeout, self._probe())
+                until_ready(server, self.model, self._connection.account, self.ready_timeout, self.timeout, self._probe())
                 for server in servers.servers
             ]
             for result in await asyncio.gather(*probes, return_exceptions=True):
@@ -160,37 +145,9 @@ class OpenAIChat(ChatModel):
         loop.run(probe)
         self._ready = True
 
-    def _connect(self) -> tuple[event_loop.EventLoop, Servers]:
-        with _connecting:  # two threads may ask for the first time at once
-            if self._loop is not None and self._client is not None and self._loop.alive:
-                return self._loop, self._client
-            return self._newly_connected()
-
-    def _newly_connected(self) -> tuple[event_loop.EventLoop, Servers]:
-        try:
-            import openai
-        except ImportError:
-            raise ImportError("OpenAIChat needs the openai client: pip install 'rationalrewards[openai]'") from None
-        key = os.environ.get(self.api_key_env) or "none"  # local servers accept any key
-        # every call has a limit of its own; 10 s to connect leave time to try another server
-        limit = openai.Timeout(None, connect=10.0)
-        clients = [Server(url, openai.AsyncOpenAI(api_key=key, base_url=url, timeout=limit, max_retries=0)) for url in self.urls]
-        member = object()
-        loop = event_loop.join(member)
-
-        async def start() -> Servers:
-            return Servers(clients, self._account, self.concurrency, self.attempts, self.timeout, self.deadline, self.breaker)
-
-        servers = loop.run(start)
-        self._loop, self._client = loop, servers
-        self._leave = weakref.finalize(self, event_loop.leave, member, loop, servers.close)
-        return loop, servers
-
     def close(self) -> None:
         """End the connections; the next request opens new ones. Dropping the object does the same."""
-        if self._leave is not None:
-            self._leave()
-        self._loop = self._client = self._leave = None
+        self._connection.close()
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
         return in_order(self.stream(requests))
@@ -208,7 +165,7 @@ class OpenAIChat(ChatModel):
             )
             return _finished(outcome)
 
-        yield from self._round([partial(one, request=request) for request in requests])
+        yield from self._connection.round([partial(one, request=request) for request in requests], self.round_deadline)
 
     def weigh(
         self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
@@ -225,6 +182,11 @@ class OpenAIChat(ChatModel):
         one token in each. White space before a place is weighed with the options, see :func:`.option_weights`. Probabilities are the
         model's own, at temperature 1 and before any other sampling option; a penalty in ``extra_body`` may change them on SGLang.
         """
+        return in_order(self.stream_weights(requests, answers, places))
+
+    def stream_weights(
+        self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
+    ) -> Iterator[list[tuple[int, list[Weights]]]]:
         answering = asyncio.Semaphore(self.concurrency)  # so many answers have their pictures encoded at once
 
         async def one(
@@ -238,38 +200,37 @@ class OpenAIChat(ChatModel):
                 return list(await asyncio.gather(*(place(servers, messages, answer, spot, end) for spot in at)))
 
         async def place(servers: Servers, messages: list[Any], answer: str, spot: Place, end: float | None) -> Weights:
+            read = written = sent = 0
+
             async def next_tokens(text: str) -> dict[str, float]:
+                nonlocal read, written, sent
+
                 async def body() -> dict[str, Any]:
                     return self._next_token_body(messages, text)
 
                 outcome = await servers.ask(body, _next_tokens, end)
+                sent += outcome.attempts
                 if outcome.value is None:
                     raise ValueError(outcome.failure)
-                return outcome.value
+                found, prompt, completion = outcome.value
+                read, written = read + prompt, written + completion
+                return found
 
+            options: dict[str, float] = {}
+            failure = ""
             try:
-                return Weights(await option_weights(next_tokens, answer[: spot.start], spot.options))
+                options = await option_weights(next_tokens, answer[: spot.start], spot.options)
             except ValueError as error:
-                return Weights({}, str(error))
+                failure = str(error)
+            return Weights(options, failure, read, written, sent)
 
-        return in_order(
-            self._round(
-                [
-                    partial(one, request=request, answer=answer, at=at)
-                    for request, answer, at in zip(requests, answers, places, strict=True)
-                ]
-            )
+        yield from self._connection.round(
+            [
+                partial(one, request=request, answer=answer, at=at)
+                for request, answer, at in zip(requests, answers, places, strict=True)
+            ],
+            self.round_deadline,
         )
-
-    def _round(self, works: Sequence[partial[Coroutine[Any, Any, T]]]) -> Iterator[list[tuple[int, T]]]:
-        loop, servers = self._connect()
-
-        async def begin() -> float | None:
-            servers.breaker.new_round()
-            return None if self.round_deadline is None else asyncio.get_running_loop().time() + self.round_deadline
-
-        end = loop.run(begin)
-        yield from loop.stream([partial(work, servers, end=end) for work in works])
 
     # -- what is sent --------------------------------------------------------------------------------------------------
 
@@ -299,6 +260,8 @@ class OpenAIChat(ChatModel):
             "messages": self._messages(request),
             **self._named(settings),
         }
+        if request.continues:  # vLLM and SGLang know these two; a server that does not begins anew, which the caller can see
+            body["extra_body"] = {**body["extra_body"], "add_generation_prompt": False, "continue_final_message": True}
         if request.form is None:
             return body
         if self.structured == "json_schema":
@@ -376,7 +339,8 @@ def _finished(outcome: Outcome[ChatReply]) -> ChatReply:
     return replace(outcome.fault.reply, failure=outcome.failure, attempts=outcome.attempts)
 
 
-def _next_tokens(answer: Any) -> dict[str, float]:
+def _next_tokens(answer: Any) -> tuple[dict[str, float], int, int]:
+    """The tokens that may come next with their probabilities, and how many were read and written for it."""
     logprobs = answer.choices[0].logprobs
     shown = logprobs.content[0].top_logprobs if logprobs and logprobs.content else []
     if not shown:
@@ -384,4 +348,5 @@ def _next_tokens(answer: Any) -> dict[str, float]:
     found: dict[str, float] = {}
     for entry in shown:  # two tokens may have the same text
         found[entry.token] = found.get(entry.token, 0.0) + math.exp(entry.logprob)
-    return found
+    prompt, completion, _ = tokens(answer)
+    return found, prompt, completion

@@ -123,6 +123,12 @@ class Outcome(Generic[T]):
         return "" if self.fault is None else self.fault.reason
 
 
+def chat_completion(client: Any, **body: Any) -> Awaitable[Any]:
+    """Ask a client of the openai package for a chat completion."""
+    found: Awaitable[Any] = client.chat.completions.create(**body)
+    return found
+
+
 class Servers:
     """Requests to any of several servers. Made on the event loop that it runs on.
 
@@ -134,6 +140,8 @@ class Servers:
         timeout: Seconds for one attempt.
         deadline: Seconds for all attempts of one request, waits included.
         breaker: See :class:`Breaker`.
+        call: What is asked of a server's client, with the arguments of a request; a chat completion by default.
+        what: What the answer is called in messages.
     """
 
     def __init__(
@@ -145,8 +153,12 @@ class Servers:
         timeout: float,
         deadline: float,
         breaker: int,
+        call: Callable[..., Awaitable[Any]] = chat_completion,
+        what: str = "chat completion",
     ) -> None:
         self.servers = servers
+        self.call = call
+        self.what = what
         self.account = account
         self.attempts = attempts
         self.timeout = timeout
@@ -164,7 +176,7 @@ class Servers:
         """Send one request until it is answered or has failed. Never raises for what a server does.
 
         Args:
-            body: Builds the arguments of ``chat.completions.create``, when it is the request's turn.
+            body: Builds the arguments of the call, when it is the request's turn.
             read: Takes what is wanted from an answer, or raises :class:`RequestError`.
             round_end: Moment by which there is an outcome, on the loop's clock.
         """
@@ -256,7 +268,7 @@ class Servers:
         self.account.sent_to[server.url] += 1
         server.under_way += 1
         try:
-            answer = await checked(server.client.chat.completions.create(**body), limit)
+            answer = await checked(self.call(server.client, **body), limit, self.what)
         except RequestError as fault:
             if fault.of_server:
                 server.resting_until = clock() + (_REST if fault.after is None else fault.after)
@@ -274,7 +286,7 @@ class Servers:
         try:
             return read(answer)
         except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
-            raise RequestError("no chat completion", f"the server sent no chat completion ({error})", True, True) from None
+            raise RequestError(f"no {self.what}", f"the server sent no {self.what} ({error})", True, True) from None
 
 
 def tokens(answer: Any) -> tuple[int, int, int]:

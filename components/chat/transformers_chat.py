@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -185,6 +186,11 @@ class TransformersChat(ChatModel):
         self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
     ) -> list[list[Weights]]:
         """See :meth:`ChatModel.weigh`; exact, from one reading of each answer and one forward for all of its places."""
+        return in_order(self.stream_weights(requests, answers, places))
+
+    def stream_weights(
+        self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
+    ) -> Iterator[list[tuple[int, list[Weights]]]]:
         self.load()
         if not self._takes_masks:
             raise ValueError(
@@ -195,14 +201,13 @@ class TransformersChat(ChatModel):
                 "expected scores cannot be had of a model that is split over processes; leave them out (expected: false)"
             )
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].images()), len(requests[i].text() + answers[i])))
+        yield [(index, []) for index in order if not places[index]]
         order = [index for index in order if places[index]]
-        found: dict[int, list[Weights]] = {index: [] for index in range(len(requests))}
-        with _evaluating(self.model):
-            for position in range(0, len(order), self.batch_size):
-                batch = order[position : position + self.batch_size]
+        for position in range(0, len(order), self.batch_size):
+            batch = order[position : position + self.batch_size]
+            with _evaluating(self.model):  # not around the yield, as above
                 weighed = self._weigh([requests[i] for i in batch], [answers[i] for i in batch], [places[i] for i in batch])
-                found |= zip(batch, weighed, strict=True)
-        return [found[index] for index in range(len(requests))]
+            yield list(zip(batch, weighed, strict=True))
 
     def _weigh(
         self, batch: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
@@ -220,6 +225,7 @@ class TransformersChat(ChatModel):
         ]
         inputs = _with_answers(dict(self.encode(batch)), tokens, tokenizer.pad_token_id)
         known = [[tree for tree in of_row if tree is not None] for of_row in trees]
+        lengths = inputs["attention_mask"].sum(1).tolist()
         weights: list[list[Weights]] = [] if any(known) else [[] for _ in batch]
         size = f"{len(batch)} answers of up to {inputs['input_ids'].shape[1]} tokens at once"
         with explain_out_of_memory(size, "lower batch_size or max_pixels of the chat"):
@@ -240,7 +246,12 @@ class TransformersChat(ChatModel):
                 )
         unknown = Weights({}, "the answer's tokens do not part where the options do")
         filled = [iter(of_row) for of_row in weights]
-        return [[unknown if tree is None else next(rest) for tree in of_row] for of_row, rest in zip(trees, filled, strict=True)]
+        rows = [[unknown if tree is None else next(rest) for tree in of_row] for of_row, rest in zip(trees, filled, strict=True)]
+        # one reading for all places of an answer
+        return [
+            [replace(row[0], prompt_tokens=length if of_row else 0), *row[1:]]
+            for row, of_row, length in zip(rows, known, lengths, strict=True)
+        ]
 
     def _row(self, request: ChatRequest) -> Row:
         if self._constraints is None:
@@ -271,7 +282,12 @@ class TransformersChat(ChatModel):
     def encode(self, batch: Sequence[ChatRequest]) -> Any:
         """The model's inputs for a batch: left-padded ``input_ids``, ``attention_mask``, pixels and grids."""
         texts = [
-            self.processor.apply_chat_template(list(request.messages), tokenize=False, add_generation_prompt=True)
+            self.processor.apply_chat_template(
+                list(request.messages),
+                tokenize=False,
+                add_generation_prompt=not request.continues,
+                continue_final_message=request.continues,
+            )
             for request in batch
         ]
         images = [image for request in batch for image in request.images()]

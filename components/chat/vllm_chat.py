@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +150,16 @@ class VLLMChat(ChatModel):
             yield list(enumerate(replies, start=position))
 
     def _chat(self, requests: Sequence[ChatRequest]) -> list[Any]:
-        outputs: list[Any] = self._llm.chat(
-            [[_turn(turn) for turn in request.messages] for request in requests],
-            [_sampling(request) for request in requests],
-            use_tqdm=False,
-            lora_request=self._lora,
-        )
+        outputs: list[Any] = []
+        for continues, group in groupby(requests, key=lambda request: request.continues):
+            alike = list(group)
+            outputs += self._llm.chat(
+                [[_turn(turn) for turn in request.messages] for request in alike],
+                [_sampling(request) for request in alike],
+                use_tqdm=False,
+                lora_request=self._lora,
+                **({"add_generation_prompt": False, "continue_final_message": True} if continues else {}),
+            )
         return outputs
 
     def _reply(self, request: ChatRequest, output: Any) -> ChatReply:
@@ -187,18 +192,22 @@ class VLLMChat(ChatModel):
         All places of a chunk are walked together, token by token; see :func:`.option_weights`. With the prefix cache each step
         computes little more than one token. Probabilities are the model's own, at temperature 1 and with no form forced.
         """
+        return in_order(self.stream_weights(requests, answers, places))
+
+    def stream_weights(
+        self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
+    ) -> Iterator[list[tuple[int, list[Weights]]]]:
         self.load()
         work = list(zip(requests, answers, places, strict=True))
-        weights: list[list[Weights]] = []
         for position in range(0, len(work), self.chunk_size):
             chunk = work[position : position + self.chunk_size]
             with ThreadPoolExecutor(1) as own:  # the caller's thread may run an event loop already, as a notebook's does
-                weights += own.submit(asyncio.run, self._walk(chunk)).result()
-        return weights
+                weights = own.submit(asyncio.run, self._walk(chunk)).result()
+            yield list(enumerate(weights, start=position))
 
     async def _walk(self, work: Sequence[tuple[ChatRequest, str, Sequence[Place]]]) -> list[list[Weights]]:
         loop = asyncio.get_running_loop()
-        waiting: list[tuple[dict[str, Any], asyncio.Future[dict[str, float]]]] = []
+        waiting: list[tuple[dict[str, Any], asyncio.Future[tuple[dict[str, float], int]]]] = []
 
         def ask() -> None:
             asked = waiting[:]
@@ -214,19 +223,27 @@ class VLLMChat(ChatModel):
                     future.set_result(tokens)
 
         async def place(start: dict[str, Any], answer: str, spot: Place) -> Weights:
+            read = asked = 0
+
             async def next_tokens(text: str) -> Mapping[str, float]:
-                future: asyncio.Future[dict[str, float]] = loop.create_future()
+                nonlocal read, asked
+                future: asyncio.Future[tuple[dict[str, float], int]] = loop.create_future()
                 if not waiting:  # all walks step together: their questions come in before the loop gets to this
                     loop.call_soon(ask)
                 waiting.append(({**start, "prompt": start["prompt"] + text}, future))
-                return await future
+                shown, length = await future
+                read, asked = read + length, asked + 1  # each step writes one token
+                return shown
 
+            options: dict[str, float] = {}
+            failure = ""
             try:
-                return Weights(await option_weights(next_tokens, answer[: spot.start], spot.options))
+                options = await option_weights(next_tokens, answer[: spot.start], spot.options)
             except Exception as error:
                 if _is_dead(error):
                     raise
-                return Weights({}, _reason(error))
+                failure = _reason(error)
+            return Weights(options, failure, read, asked)
 
         async def one(request: ChatRequest, answer: str, at: Sequence[Place]) -> list[Weights]:
             (start,) = _each([request], lambda some: [self._prompt(request) for request in some])
@@ -256,7 +273,7 @@ class VLLMChat(ChatModel):
             # the template wrote what special tokens there are to be
             tokenization_kwargs={"add_special_tokens": False},
         )
-        return [self._probabilities(output.outputs[0].logprobs[0]) for output in outputs]
+        return [(self._probabilities(output.outputs[0].logprobs[0]), len(output.prompt_token_ids)) for output in outputs]
 
     def _probabilities(self, shown: Mapping[int, Any]) -> dict[str, float]:
         found: dict[str, float] = {}

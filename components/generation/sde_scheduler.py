@@ -122,9 +122,17 @@ class SDEStep:
     def select(self, rows: Sequence[int]) -> SDEStep:
         """The step of some samples of the batch; see :meth:`Recording.select`."""
         at = list(rows)
-        parts = {name: getattr(self, name)[at] for name in ("x_t", "x_next", "mean", "log_probability")}
-        levels = {name: getattr(self, name) for name in ("sigma", "next_sigma", "std")}
-        return replace(self, **parts, **{name: level[at] if level.ndim else level for name, level in levels.items()})
+        sigma, next_sigma, std = (level[at] if level.ndim else level for level in (self.sigma, self.next_sigma, self.std))
+        return replace(
+            self,
+            sigma=sigma,
+            next_sigma=next_sigma,
+            x_t=self.x_t[at],
+            x_next=self.x_next[at],
+            mean=self.mean[at],
+            std=std,
+            log_probability=self.log_probability[at],
+        )
 
     @property
     def dt(self) -> Tensor:
@@ -149,11 +157,20 @@ def join_steps(steps: Sequence[SDEStep]) -> SDEStep:
     """
     if len({(step.eta, step.form) for step in steps}) != 1:
         raise ValueError("only steps of one form and amount of noise make a batch")
-    parts = {name: torch.cat([getattr(step, name) for step in steps]) for name in ("x_t", "x_next", "mean", "log_probability")}
-    levels = {
-        name: torch.cat([getattr(step, name).expand(len(step.x_t)) for step in steps]) for name in ("sigma", "next_sigma", "std")
-    }
-    return replace(steps[0], **parts, **levels)
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(step, name).expand(len(step.x_t), *getattr(step, name).shape[1:]) for step in steps])
+
+    return replace(
+        steps[0],
+        sigma=joined("sigma"),
+        next_sigma=joined("next_sigma"),
+        x_t=joined("x_t"),
+        x_next=joined("x_next"),
+        mean=joined("mean"),
+        std=joined("std"),
+        log_probability=joined("log_probability"),
+    )
 
 
 class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):

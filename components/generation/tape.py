@@ -218,7 +218,8 @@ class Recording:
     @torch.no_grad()
     def _learn_axes(self) -> dict[str, int]:
         count = len(self.x0)
-        possible = {name: axes for name, value in self._conditioning.items() if (axes := _sample_axes(value, count))}
+        found = {name: _sample_axes(value, count) for name, value in self._conditioning.items()}
+        possible = {name: axes for name, axes in found.items() if axes}
         # fewer samples in another order, or the one twice: what is left whole by mistake no longer fits
         rows = list(range(count))[::-1][: max(1, count // 2)] if count > 1 else [0, 0]
         sigma = torch.full((count,), self.sigmas[0])
@@ -227,13 +228,13 @@ class Recording:
         argument = self._conditioning[self.rule.sample_name]
         precise = (argument if isinstance(argument, Tensor) else argument[0]).dtype == torch.float32
         tolerance = (1e-3 if precise else 5e-2) * float(whole.abs().max())
-        for axes in _choices(possible):
+        for chosen in _choices(possible):
             try:
-                part = self._select(rows, axes).velocity(self.x0[rows], sigma[rows])
+                part = self._select(rows, chosen).velocity(self.x0[rows], sigma[rows])
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
                 continue  # sizes no longer fit
             if part.shape == whole.shape and float((part - whole).abs().max()) <= tolerance:
-                return axes
+                return chosen
         raise UnprovenPipelineError(
             f"the conditioning of {count} samples of this pipeline cannot be split into samples: no choice of the arguments "
             f"{', '.join(possible)} gives the same velocities"

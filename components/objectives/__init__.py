@@ -6,7 +6,7 @@ from .bradley_terry import bradley_terry_loss, gaussian_loss, rao_kupper_log_pro
 from .dpo import DPO, best_and_worst, dpo_loss
 from .grpo import FlowGRPO, clipped_surrogate, grpo_loss, guard_log_ratio, guard_loss, transition_kl
 from .nft import NFT, kl_loss, nft_loss, optimality
-from .savers import reference_scale, same_weights, several_times
+from .savers import reference_scale, same_weights
 
 __all__ = [
     "AWM",
@@ -36,6 +36,5 @@ __all__ = [
     "rao_kupper_loss",
     "reference_scale",
     "same_weights",
-    "several_times",
     "transition_kl",
 ]

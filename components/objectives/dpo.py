@@ -104,5 +104,15 @@ class DPO(Objective):
     def policy_loss(self, batch: NoisedBatch, v: Velocities) -> Tensor:
         """``[B / 2]``."""
         assert v.reference is not None and batch.eps is not None
-        pairs = [half for tensor in (v.policy, v.reference, batch.x0) for half in tensor.chunk(2)]
-        return dpo_loss(*pairs, batch.eps.chunk(2)[0], dpo_beta=self.dpo_beta)
+        half = len(batch.x0) // 2
+        better, worse = slice(half), slice(half, None)
+        return dpo_loss(
+            v.policy[better],
+            v.policy[worse],
+            v.reference[better],
+            v.reference[worse],
+            batch.x0[better],
+            batch.x0[worse],
+            batch.eps[better],
+            dpo_beta=self.dpo_beta,
+        )

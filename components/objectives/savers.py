@@ -41,30 +41,3 @@ def reference_scale(index: int, every: int, offset: int = 0) -> float:
     if every < 1:
         raise ValueError(f"the reference runs in every n-th micro-batch, n at least 1; got {every}")
     return float(every) if (index - offset) % every == 0 else 0.0
-
-
-def several_times(x0: Tensor, eps: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Noise a batch to K levels at once, for one forward instead of K: the same FLOPs in fewer, larger kernels.
-
-    Args:
-        x0: Clean latents ``[B, ...]``.
-        eps: Noise ``[K, B, ...]``.
-        sigmas: Noise levels ``[K, B]``.
-
-    Returns:
-        ``x_t``, ``x0`` and ``eps`` of shape ``[K B, ...]`` and ``sigma`` ``[K B]``, level by level: row ``k B + b`` is sample b at its
-        level k. Repeat what belongs to samples (advantages, conditioning) K times in the same order; ``loss.view(K, B)`` undoes it.
-
-    Raises:
-        ValueError: If the shapes do not fit.
-    """
-    if eps.shape[1:] != x0.shape or sigmas.shape != eps.shape[:2]:
-        raise ValueError(
-            f"x0 {tuple(x0.shape)} at K levels needs eps [K, *x0.shape] and sigmas [K, B]; got {tuple(eps.shape)} and "
-            f"{tuple(sigmas.shape)}"
-        )
-    levels = len(eps)
-    clean = x0.unsqueeze(0).expand(levels, *x0.shape).flatten(0, 1)
-    noise, sigma = eps.flatten(0, 1), sigmas.flatten()
-    wide = sigma.view(-1, *([1] * (x0.ndim - 1)))
-    return (1 - wide) * clean + wide * noise, clean, noise, sigma

@@ -88,7 +88,7 @@ _RL = (
 _REFINE = (
     _Figure("base", "Base", "share", "n"),
     _Figure("best_of_n", "Best of N", "share", "n"),
-    _Figure("blind_rewrite", "Blind rewrite", "share", "n"),
+    _Figure("blind_rewrite_best_of_n", "Blind rewrite, best of N", "share", "n"),
     _Figure("refine_always_accept", "Refine, always accept", "share", "n", optional=True),
     _Figure("refine_keep_best", "Refine, keep best", "share", "n"),
     _Figure("gain", "Keep best less best of N, paired", "unit", "n", optional=True),

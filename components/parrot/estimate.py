@@ -1,4 +1,8 @@
-"""What a run of PARROT will take: calls and pictures before it starts, tokens, hours and cost once a few pairs have been measured."""
+"""What a run of PARROT will take: calls and pictures from the pairs alone; tokens, hours and cost at the rate of calls that were measured.
+
+Three answers, each better than the one before: :class:`Plan` (nothing was asked yet), :class:`Forecast` (a few pairs, or an earlier run,
+say what a call takes) and :class:`Estimate` (the run itself, so far).
+"""
 
 from __future__ import annotations
 
@@ -212,6 +216,110 @@ def total_of(usage: Usage, name: str) -> float | None:
     return sum(amounts)
 
 
+_LIKE = {"check-swapped": "check", "project": "anchor", "refine": "project", "audit": "check"}
+"""Stages whose calls are of about the size of another's."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What planned calls will take at the rate of calls that were measured, stage by stage.
+
+    A stage that was not measured is taken to be like one that was: the control like the stage that it repeats, a check in the other order
+    like the first, critiques like comparisons, the blind reader like a check. How many pairs were under way at once counts for the hours:
+    where it were fewer than the run will have, the run takes less.
+
+    Args:
+        plan: The calls.
+        usage: What the measured calls took.
+        measured: Pairs that they were about.
+        processes: Processes among which the pairs are shared out.
+        currency: Of the cost.
+        overhead: Seconds that a pair takes beside waiting for the teacher, e.g. to read its pictures.
+    """
+
+    plan: Plan
+    usage: Usage
+    measured: int
+    processes: int = 1
+    currency: str = ""
+    overhead: float = 0.0
+
+    def total(self, name: str, most: bool = False) -> float | None:
+        """A quantity for all pairs; ``None`` if it was not measured.
+
+        Args:
+            name: One of :data:`QUANTITIES`.
+            most: If every pair gets through, in place of the share that the plan expects.
+        """
+        if total_of(self.usage, name) is None:
+            return None
+        amounts = [calls * self._rate(stage, name) for stage, calls in self._calls(most).items() if calls]
+        return sum(amounts)
+
+    def _calls(self, most: bool) -> Mapping[str, float]:
+        return self.plan.calls if most else self.plan.expected_calls
+
+    def _rate(self, stage: str, name: str) -> float:
+        """What a call of a stage takes."""
+        found: str | None = stage.removeprefix("control-") if stage not in self.usage else stage
+        while found is not None and found not in self.usage:
+            found = _LIKE.get(found)
+        stages = [found] if found is not None else list(self.usage)  # nothing like it: all there is
+        calls = sum(self.usage[one]["calls"] or 0 for one in stages)
+        return sum(self.usage[one].get(name) or 0.0 for one in stages) / max(1, calls)
+
+    def hours(self, most: bool = False) -> float | None:
+        """Hours that all pairs take."""
+        seconds = self.total("seconds", most)
+        return None if seconds is None else (seconds + self.overhead * self.plan.load.pairs) / self.processes / 3600
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures: those expected, and those if every pair gets through."""
+        names = ("prompt_tokens", "completion_tokens", "cost")
+        figures = {
+            key: {**{name: self.total(name, most) for name in names}, "hours": self.hours(most)}
+            for key, most in (("expected", False), ("most", True))
+        }
+        rest = {"measured": self.measured, "processes": self.processes, "currency": self.currency}
+        return {"plan": self.plan.as_json(), **figures, **rest, "usage": {stage: dict(row) for stage, row in self.usage.items()}}
+
+    def __str__(self) -> str:
+        if not any(row["calls"] for row in self.usage.values()):
+            return "nothing was measured"
+        about, most = (
+            _amounts(
+                (self.total("prompt_tokens", bound), self.total("completion_tokens", bound)),
+                self.hours(bound),
+                self.processes,
+                self.total("cost", bound),
+                self.currency,
+            )
+            for bound in (False, True)
+        )
+        pairs = "pair" if self.measured == 1 else "pairs"
+        calls = sum(row["calls"] or 0 for row in self.usage.values())
+        return (
+            f"{_count(self.measured)} {pairs} measured, {_count(calls)} calls. "
+            f"At their rate {_count(self.plan.load.pairs)} pairs take about {', '.join(about)}; "
+            f"if every pair gets through, {', '.join(most)}."
+        )
+
+
+def _amounts(
+    tokens: tuple[float | None, float | None], hours: float | None, processes: int, cost: float | None, currency: str
+) -> list[str]:
+    """Those that are known, in words."""
+    parts = []
+    if tokens[0] is not None and tokens[1] is not None:
+        parts.append(f"{_count(tokens[0])} + {_count(tokens[1])} tokens")
+    if hours is not None:
+        length = f"{hours:.3g} h" if hours >= 0.1 else f"{60 * hours:.2g} min"
+        parts.append(length + (f" on {processes} processes" if processes > 1 else ""))
+    if cost is not None:
+        parts.append(f"{cost:,.2f} {currency}".strip())
+    return parts
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What all pairs will take, at the rate of those that were measured.
@@ -293,15 +401,7 @@ class Estimate:
             if (amount := self.total(name)) is not None:
                 parts.append(f"{_count(amount)} {unit}")
         tokens = self.total("prompt_tokens"), self.total("completion_tokens")
-        if tokens[0] is not None and tokens[1] is not None:
-            parts.append(f"{_count(tokens[0])} + {_count(tokens[1])} tokens")
-        if (hours := self.hours) is not None:
-            parts.append(
-                (f"{hours:.3g} h" if hours >= 0.1 else f"{60 * hours:.2g} min")
-                + (f" on {self.processes} processes" if self.processes > 1 else "")
-            )
-        if (cost := self.total("cost")) is not None:
-            parts.append(f"{cost:,.2f} {self.currency}".strip())
+        parts += _amounts(tokens, self.hours, self.processes, self.total("cost"), self.currency)
         if kept["value"] is None:
             return "nothing was measured"
         low, high = (100 * bound for bound in kept["ci95"])

@@ -2,12 +2,11 @@
 
 A ledger is one SQLite file. Its tables only grow (triggers refuse changes): ``runs`` says who asked whom how, ``calls`` has every
 question with its answer or its failure, ``outcomes`` what became of every pair, ``digests`` which pair came first with its pictures.
-Every process writes a file of its own and reads those of the others.
+Every process writes a file of its own and reads those of the others. A folder of ledgers is one run's at a time (:class:`.RunLock`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,11 +17,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from rationalrewards import __version__
 
 from ..chat import ChatModel, ChatReply, ChatRequest
+from .locks import FileInUseError, FileLock, RunLock
 from .options import ParrotOptions, Price
 
 Answering = Callable[[Sequence[ChatRequest]], Iterable[list[tuple[int, ChatReply]]]]
@@ -69,7 +69,7 @@ class Job:
 
 
 class Ledger:
-    """A file of questions and answers, kept open and locked by one process.
+    """A file of questions and answers, kept open by one process, whose run has the folder for itself.
 
     An answered question is never asked again; a failed one is asked again by the next run, and its failure stays on file. Every answer
     is on file as soon as the teacher gave it.
@@ -77,32 +77,36 @@ class Ledger:
     Args:
         path: The file; ``None`` keeps everything in memory only.
         others: Further ledgers to read from (those of other processes, or of a run on another number of processes).
+        run: What the processes of one run have in common (:func:`.new_run`), each of which has a file of its own in the folder; a run of
+            its own if omitted.
 
     Raises:
-        RuntimeError: If another process has the file open.
+        FolderInUseError: If another run has the folder.
+        FileInUseError: If another process of this run has the file.
         ValueError: If a file is no ledger.
     """
 
-    def __init__(self, path: str | Path | None = None, others: Sequence[str | Path] = ()) -> None:
+    def __init__(self, path: str | Path | None = None, others: Sequence[str | Path] = (), run: str | None = None) -> None:
         self.path = Path(path) if path is not None else None
         self.asked = 0
         """Questions that this object asked a teacher."""
-        self._lock: IO[str] | None = None
+        self._locks: list[RunLock | FileLock] = []
+        self._databases: list[sqlite3.Connection] = []
         self._run: int | None = None
         self._begun: tuple[Any, ...] = ()
         self._price: Price | None = None
         self._fingerprint = self._plan = ""
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = self.path.with_suffix(".lock").open("a")
+            self._locks.append(RunLock(self.path.parent, run))
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                self._lock.close()
-                raise RuntimeError(f"{self.path} is in use by another process; wait for it or choose another folder") from None
+                self._locks.append(FileLock(self.path.with_suffix(".lock")))
+            except FileInUseError:
+                self.close()
+                raise FileInUseError(
+                    f"{self.path} is in use by another process of this run, and each needs a file of its own"
+                ) from None
         # an empty one is another process' that is only beginning it
         files = [path for path in map(Path, others) if path.is_file() and path.stat().st_size]
-        self._databases: list[sqlite3.Connection] = []
         try:
             self._databases.append(_connect(self.path))
             self._databases += [_connect(path, write=False) for path in files]
@@ -122,9 +126,9 @@ class Ledger:
         """Release the files."""
         for database in self._databases:
             database.close()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        for lock in self._locks:
+            lock.close()
+        self._locks = []
 
     # -- asking ------------------------------------------------------------------------------------------------------------
 
@@ -163,7 +167,9 @@ class Ledger:
         replies = {index: reply for index, reply in found.items() if reply is not None}
         before = time.monotonic()
         for part in answering([jobs[index].request for index in missing]) if missing else ():
-            seconds = (time.monotonic() - before) / max(1, len(part))
+            if not part:
+                continue
+            seconds = (time.monotonic() - before) / len(part)
             with _transaction(self._own):
                 for position, reply in part:
                     index = missing[position]
@@ -283,21 +289,45 @@ class Ledger:
 
     # -- looking back ------------------------------------------------------------------------------------------------------
 
-    def calls(self, pair: str) -> list[dict[str, Any]]:
-        """All that was asked about a pair, in order: stage, sample, attempt, failure, answer and provenance."""
+    def calls(self, pair: str, plan: str | None = None) -> list[dict[str, Any]]:
+        """All that was asked about a pair, in order: stage, sample, attempt, failure, answer and provenance.
+
+        Args:
+            pair: The pair.
+            plan: Only what was asked under this plan. What it took over from another one's answers is not in it.
+        """
         found = []
         for database in self._databases:
             cursor = database.execute(
                 "SELECT calls.*, runs.teacher, runs.format, runs.version FROM calls LEFT JOIN runs ON runs.id = calls.run "
-                "WHERE pair = ? ORDER BY calls.id",
-                (pair,),
+                "WHERE pair = ? AND (? IS NULL OR runs.plan = ?) ORDER BY calls.id",
+                (pair, plan, plan),
             )
             names = [column[0] for column in cursor.description]
             found += [dict(zip(names, row, strict=True)) for row in cursor]
         return found
 
-    def usage(self) -> dict[str, dict[str, float | None]]:
+    def latest(self, plan: str, most: int = 2000) -> list[dict[str, Any]]:
+        """The last calls that were made under a plan, without their answers, as :func:`.usage_of` takes them; ``most`` of each file."""
+        names = ("pair", "stage", "failure", "images", "prompt_tokens", "completion_tokens", "seconds", "cost")
+        found = []
+        for database in self._databases:
+            # a plan that is new here has no runs but this object's: nothing to look for in what may be a gigabyte
+            runs = [run for (run,) in database.execute("SELECT id FROM runs WHERE plan = ?", (plan,))]
+            if runs == [self._run] and database is self._own and not self.asked:
+                continue
+            rows = database.execute(
+                f"SELECT {', '.join(names)} FROM calls WHERE run IN ({', '.join('?' * len(runs))}) ORDER BY id DESC LIMIT ?",
+                (*runs, most),
+            )
+            found += [dict(zip(names, row, strict=True)) for row in (rows if runs else ())]
+        return found
+
+    def usage(self, plan: str | None = None) -> dict[str, dict[str, float | None]]:
         """What every stage took.
+
+        Args:
+            plan: Count only what was asked under this plan.
 
         Returns:
             Stage to ``calls``, ``failures``, ``images``, ``prompt_tokens``, ``completion_tokens``, ``seconds`` of waiting for the
@@ -308,7 +338,8 @@ class Ledger:
         for database in self._databases:
             for stage, *values in database.execute(
                 "SELECT stage, count(*), sum(failure != ''), sum(images), sum(prompt_tokens), sum(completion_tokens), sum(seconds), "
-                "sum(cost) FROM calls GROUP BY stage"
+                "sum(cost) FROM calls WHERE ? IS NULL OR run IN (SELECT id FROM runs WHERE plan = ?) GROUP BY stage",
+                (plan, plan),
             ):
                 kept = total.setdefault(stage, dict.fromkeys(names))
                 for name, value in zip(names, values, strict=True):

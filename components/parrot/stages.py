@@ -268,11 +268,20 @@ def _weighing(teacher: ChatModel) -> Callable[[Sequence[ChatRequest]], Iterable[
 
     def answering(requests: Sequence[ChatRequest]) -> Iterable[list[tuple[int, ChatReply]]]:
         options = tuple(VERDICTS)
-        weighed = teacher.weigh(requests, [options[0]] * len(requests), [[Place(0, options)]] * len(requests))
-        yield [
-            (index, ChatReply(json.dumps(dict(weights.options)), failure=weights.failure))
-            for index, (weights,) in enumerate(weighed)
-        ]
+        for part in teacher.stream_weights(requests, [options[0]] * len(requests), [[Place(0, options)]] * len(requests)):
+            yield [
+                (
+                    index,
+                    ChatReply(
+                        json.dumps(dict(weights.options)) if not weights.failure else "",
+                        failure=weights.failure,
+                        prompt_tokens=weights.prompt_tokens,
+                        completion_tokens=weights.completion_tokens,
+                        attempts=max(1, weights.requests),
+                    ),
+                )
+                for index, (weights,) in part
+            ]
 
     return answering
 

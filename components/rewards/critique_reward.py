@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..chat import CachedChat, OpenAIChat
 from ..critic import Critic, CritiqueRequest
-from ..records import Critique, Unscored
+from ..records import Critique, Scale, Unscored
 from .base import RewardModel, Rewards
+from .repeats import repeated
 from .sanity import SanityGate, SanityReport
 
 log = logging.getLogger(__name__)
+
+_checking = threading.Lock()
 
 
 class CritiqueReward(RewardModel):
@@ -55,27 +60,46 @@ class CritiqueReward(RewardModel):
             self._check_sanity()
 
     def _check_sanity(self) -> None:
-        if self.sanity is None or self.sanity_report is not None:
-            return
-        self.sanity_report = self.sanity.check(
-            lambda requests: critique_rewards(self.critic.critique(requests, refinement=False))
-        )
-        log.info("sanity gate passed: mean rewards %s", self.sanity_report)
+        with _checking:  # threads may score for the first time at once
+            if self.sanity is None or self.sanity_report is not None:
+                return
+            self.sanity_report = self.sanity.check(
+                lambda requests: critique_rewards(self.critic.critique(requests, refinement=False))
+            )
+            log.info("sanity gate passed: mean rewards %s", self.sanity_report)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the critic is a server."""
+        chat: Any = self.critic.chat
+        return isinstance(chat.chat if isinstance(chat, CachedChat) else chat, OpenAIChat)
 
     def score(self, requests: Sequence[CritiqueRequest]) -> Rewards:
         self._check_sanity()
-        critiques = [self.critic.critique(requests, refinement=False)]
-        for seed in range(1, self.samples):
-            critiques.append(self.critic.critique(requests, False, seed, self.sample_temperature))
+        return self._scored(requests, 0)
+
+    def again(self, requests: Sequence[CritiqueRequest], number: int) -> Rewards:
+        """As :meth:`RewardModel.again`, with other sampling seeds as well."""
+        self._check_sanity()
+        return self._scored(repeated(requests, number), number * self.samples)
+
+    def _scored(self, requests: Sequence[CritiqueRequest], seed: int) -> Rewards:
+        critiques = [self.critic.critique(requests, False, seed)]
+        for sample in range(1, self.samples):
+            critiques.append(self.critic.critique(requests, False, seed + sample, self.sample_temperature))
         return critique_rewards(*critiques)
 
 
 def critique_rewards(critiques: Sequence[Critique], *others: Sequence[Critique]) -> Rewards:
     """Critiques as reward tensors; aspects that a task does not judge are NaN.
 
+    Every aspect of a critique counts alike in its total: of an edit all four, image faithfulness too, which the official RL code reads
+    and drops.
+
     Args:
         critiques: One per picture.
-        others: Further critiques of the same pictures; totals and aspect scores become the means over those that are scored.
+        others: Further critiques of the same pictures; totals and aspect scores become the means over those that are scored, so that
+            what a critique said before it broke off does not count beside whole ones.
     """
     aspects = tuple(dict.fromkeys(key for critique in critiques for key in critique.aspects))
     totals, values = [], []
@@ -83,13 +107,19 @@ def critique_rewards(critiques: Sequence[Critique], *others: Sequence[Critique])
         rewards = [critique.reward() for critique in sampled]
         totals.append([float("nan") if isinstance(reward, Unscored) else reward for reward in rewards])
         values.append([[score if isinstance(score := c.value(key), float) else float("nan") for key in aspects] for c in sampled])
-    total = torch.tensor(totals, dtype=torch.float32).nanmean(dim=0)
+    sampled_totals = torch.tensor(totals, dtype=torch.float32)
+    total = sampled_totals.nanmean(dim=0)
+    sampled_values = torch.tensor(values, dtype=torch.float32).reshape(len(totals), len(critiques), len(aspects))
+    broken = sampled_totals.isnan() & ~total.isnan()
+    scale = critiques[0].scale if critiques else Scale()
     return Rewards(
         total=total,
         aspects=aspects,
-        values=torch.tensor(values, dtype=torch.float32).reshape(len(totals), len(critiques), len(aspects)).nanmean(dim=0),
+        values=sampled_values.masked_fill(broken[:, :, None], math.nan).nanmean(dim=0),
         reasons=[
             critique.failure if math.isnan(value) else "" for critique, value in zip(critiques, total.tolist(), strict=True)
         ],
         critiques=list(critiques),
+        weights=(1.0,) * len(aspects),
+        bounds=((scale.low, scale.high),) * len(aspects),
     )

@@ -1,8 +1,14 @@
-"""What RationalRewards published: its evaluation pairs, and the requests that its RL trained on.
+"""What RationalRewards published: its evaluation pairs, the conversations that its critic learnt from, and the requests of its RL.
 
 Pairs (TIGER-Lab/RationalRewards-EvalData-GenAIBench-MMRB2-ERBench). Established, from the adapters in its repository: parquet
 with the columns of GenAI-Bench, of MMRB2's hub version or of EditReward-Bench. Assumed: nothing of the files' names; every file
 is known by its columns, and the subsets name the kinds (``all`` is the default).
+
+Conversations (TIGER-Lab/RationalRewards-SFTData). Established, from ``dataset_info.json`` in its repository: JSON or JSON lines with
+``messages[{role, content}]`` and ``images[]``, the k-th ``<image>`` being ``images[k]``; three files of pairwise rows (two of edits) and
+three of pointwise ones, whose names on the hub are others than that file says. Assumed: that a file's name says ``pairwise`` or
+``pointwise``, and ``t2i`` where it is not of edits (only a subset needs it); that pictures lie loose or in zip or tar files, from the
+file's folder or the root on. Parquet with the pictures inside is read too.
 
 Requests (TIGER-Lab/RationalRewards_DiffusionNFT_TrainData). Established: ``t2i/train.jsonl`` and ``t2i/test.jsonl`` with
 ``prompt``; edits as ``{split}.jsonl`` with ``prompt, image_path`` (relative to that file's folder) and an optional
@@ -15,7 +21,10 @@ Traps: the same pairs as upstream, so do not mix them with the upstream sets (th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import PurePosixPath
 
+from rationalrewards.components.conversations import Conversation, read_conversations
 from rationalrewards.components.records import Preference, PromptRecord
 
 from . import editreward_bench, genai_bench, mmrb2
@@ -23,6 +32,7 @@ from .reading import PictureFinder, Reading
 from .records import request_of
 from .rows import table_columns
 
+RATIONALES = ("all", "edit-pairwise", "t2i-pairwise", "edit-pointwise", "t2i-pointwise")
 EVALUATION = ("all", "genai-bench-t2i", "genai-bench-edit", "mmrb2", "editreward-bench")
 
 
@@ -48,6 +58,34 @@ def read(reading: Reading) -> Iterator[Preference]:
             yield from editreward_bench.read_table(reading, name)
         else:
             yield from genai_bench.read_table(reading, name, edit=kind == "genai-bench-edit")
+
+
+def read_rationales(reading: Reading) -> Iterator[Conversation]:
+    """Conversations of the SFT data, of one kind or all."""
+    there = [name for name in reading.listed("*.jsonl", "*.json", "*.parquet") if not name.endswith("dataset_info.json")]
+    names = [name for name in there if reading.subset in ("all", _kind(name))]
+    if not names:
+        raise ValueError(
+            f"{reading.files.label}: no file with conversations of {reading.wanted}; found: {', '.join(there) or 'nothing'}"
+        )
+    for name in names:
+        path = reading.files.path(name)
+        inside = f"{path.absolute()}/"  # names of pictures in a parquet file begin so
+        folder = name.rpartition("/")[0]
+        find = PictureFinder(reading, folder, *([""] if folder else []))
+        for row in read_conversations(path, ""):
+            images = [image if image.startswith(inside) else find(image) for image in row.images]
+            if None in images:
+                reading.leave_out("a picture is missing or empty")
+                continue
+            reading.kept += 1
+            yield replace(row, images=tuple(map(str, images)))
+
+
+def _kind(name: str) -> str:
+    file = PurePosixPath(name).name
+    mode = next((mode for mode in ("pairwise", "pointwise") if mode in file), "other")
+    return f"{'t2i' if 't2i' in file else 'edit'}-{mode}"
 
 
 def read_requests(reading: Reading) -> Iterator[PromptRecord]:

@@ -1,4 +1,4 @@
-"""Public sets by their owner-qualified ids: what can be read, and the pairs and requests in it."""
+"""Public sets by their owner-qualified ids: what can be read, and the pairs, requests and conversations in it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rationalrewards.components.conversations import Conversation
 from rationalrewards.components.records import Preference, PromptRecord
 
+from ..batches import world
 from . import (
     editreward,
     editreward_bench,
@@ -116,6 +118,20 @@ PROMPT_SETS: dict[str, SetFormat] = {
 }
 """What :class:`PromptSet` reads."""
 
+CONVERSATION_SETS: dict[str, SetFormat] = {
+    format.id: format
+    for format in (
+        SetFormat(
+            "TIGER-Lab/RationalRewards-SFTData",
+            "MIT",
+            rationalrewards.read_rationales,
+            ("train",),
+            subsets=rationalrewards.RATIONALES,
+        ),
+    )
+}
+"""What :class:`ConversationSet` reads."""
+
 _RAPIDATA = SetFormat(
     f"{rapidata.OWNER}/*", "see its card", rapidata.read, ("train",), subsets=("preference", "coherence", "alignment")
 )
@@ -123,8 +139,10 @@ _RATINGS = "holds ratings of single pictures and no pairs"
 _OTHERS = {
     "BaiqiL/GenAI-Bench": f"{_RATINGS}; the set of pairs with that name is TIGER-Lab/GenAI-Bench",
     "THUDM/ImageRewardDB": "has moved to zai-org/ImageRewardDB",
-    "TIGER-Lab/RationalRewards-SFTData": "holds conversations to distill from and no pairs: read it with RationaleDataModule",
 }
+
+_reported: set[Any] = set()
+"""What this process has said was left out of which set."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +180,13 @@ class _PublicSet(ABC):
         revision = str(self.revision)
         return Reading(self.format, HubFiles(self.id, revision), None, split, subset, revision[:7])
 
-    def _stream(self) -> Iterator[Any]:
+    def _stream(self, report: bool) -> Iterator[Any]:
         reading = self._reading()
-        try:
-            yield from self.format.read(reading)
-        finally:
+        yield from self.format.read(reading)
+        # only who has read to the end knows, and many may read the same rows, some of them often
+        said = (self, tuple(sorted(reading.left_out.items())))
+        if report and world()[0] == 0 and said not in _reported:
+            _reported.add(said)
             reading.report()
 
     def count(self) -> int | None:
@@ -196,17 +216,19 @@ class PreferenceSet(_PublicSet):
     @property
     def format(self) -> SetFormat:
         """What is known of the set."""
-        if self.id in PROMPT_SETS:
-            raise ValueError(f"{self.id} holds requests and no pairs: read it with PromptSet")
-        return _find(self.id, PREFERENCE_SETS)
+        return _find(self.id, "PreferenceSet")
 
-    def read(self) -> Iterator[Preference]:
-        """Stream the pairs; what cannot be used is left out, and reported with counts and reasons at the end.
+    def read(self, report: bool = True) -> Iterator[Preference]:
+        """Stream the pairs; what cannot be used is left out, and told once with counts and reasons when all have been read.
+
+        Args:
+            report: Whether to tell it. The first process does, and what was told is not told again; a worker process cannot know whose
+                worker it is.
 
         Raises:
             ValueError: If a file is missing, or not in the set's schema; the message names file, row and column.
         """
-        yield from self._stream()
+        yield from self._stream(report)
 
 
 @dataclass(frozen=True)
@@ -216,31 +238,61 @@ class PromptSet(_PublicSet):
     @property
     def format(self) -> SetFormat:
         """What is known of the set."""
-        if self.id in PREFERENCE_SETS:
-            raise ValueError(f"{self.id} holds pairs: read it with PreferenceSet")
-        return _find(self.id, PROMPT_SETS)
+        return _find(self.id, "PromptSet")
 
-    def read(self) -> Iterator[PromptRecord]:
+    def read(self, report: bool = True) -> Iterator[PromptRecord]:
         """Stream the requests, as :meth:`PreferenceSet.read` does pairs."""
-        yield from self._stream()
+        yield from self._stream(report)
 
 
-def _find(id: str, known: dict[str, SetFormat]) -> SetFormat:
+@dataclass(frozen=True)
+class ConversationSet(_PublicSet):
+    """A public set of conversations to learn judging from; arguments and errors as of :class:`PreferenceSet`."""
+
+    @property
+    def format(self) -> SetFormat:
+        """What is known of the set."""
+        return _find(self.id, "ConversationSet")
+
+    def read(self, report: bool = True) -> Iterator[Conversation]:
+        """Stream the conversations, as :meth:`PreferenceSet.read` does pairs. Their pictures are found, and not opened."""
+        yield from self._stream(report)
+
+
+def is_named_like(path: str, sets: Iterable[str]) -> bool:
+    """Whether a path that leads nowhere is the name of a public set, with its owner or without."""
+    names = {name.casefold() for id in sets for name in (id, id.partition("/")[2])}
+    return path.casefold() in names and not Path(path).exists()
+
+
+_KINDS: dict[str, tuple[str, dict[str, SetFormat]]] = {
+    "PreferenceSet": ("pairs", PREFERENCE_SETS),
+    "PromptSet": ("requests", PROMPT_SETS),
+    "ConversationSet": ("conversations", CONVERSATION_SETS),
+}
+"""Classes that read sets, what is in them, and the sets."""
+
+
+def _find(id: str, kind: str) -> SetFormat:
     """The format of a set by its full id."""
-    if id in known:
-        return known[id]
+    wanted, known = _KINDS[kind]
     owner, _, name = id.partition("/")
-    if owner == rapidata.OWNER and name and known is PREFERENCE_SETS:
-        return replace(_RAPIDATA, id=id)
+    for reader, (holds, sets) in _KINDS.items():
+        rapidatas = sets is PREFERENCE_SETS and owner == rapidata.OWNER and name
+        if id in sets or rapidatas:
+            if reader != kind:
+                raise ValueError(f"{id} holds {holds} and no {wanted}: read it with {reader}")
+            return replace(_RAPIDATA, id=id) if rapidatas else sets[id]
     if id in _OTHERS:
         raise ValueError(f"{id} {_OTHERS[id]}")
-    meant = [other for other in (*known, *_OTHERS) if id.casefold() in (other.casefold(), other.partition("/")[2].casefold())]
+    everything = [*(other for _, sets in _KINDS.values() for other in sets), *_OTHERS]
+    meant = [other for other in everything if id.casefold() in (other.casefold(), other.partition("/")[2].casefold())]
     if len(meant) > 1:
         raise ValueError(f"{id!r} may be {' or '.join(meant)}, which are different sets: give the id with its owner")
     if meant:
         raise ValueError(f"{id!r} is no full id; did you mean {meant[0]!r}?")
-    rapidatas = f", {rapidata.OWNER}/<any set of votes on pairs>" if known is PREFERENCE_SETS else ""
-    raise ValueError(f"no reader for {id!r}; known sets: {', '.join(known)}{rapidatas}")
+    votes = f", {rapidata.OWNER}/<any set of votes on pairs>" if known is PREFERENCE_SETS else ""
+    raise ValueError(f"no reader for {id!r}; known sets: {', '.join(known)}{votes}")
 
 
 def _one_of(id: str, what: str, value: str | None, legal: Iterable[str]) -> None:

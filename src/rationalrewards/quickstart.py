@@ -22,9 +22,9 @@ SIMULATION = (
     "machinery works; it proves nothing about photographs.",
     "The teacher is a simulation that reads pictures with the ground truth and makes mistakes at set rates.",
     "All figures are judged by the world's ground truth on held-out requests and pairs, never by the critic that was trained.",
-    "blind_rewrite rewrites the request with the same critic, which is shown a blank picture; best_of_n, blind_rewrite and "
-    "refine_keep_best may make the same number of pictures, and the critic picks.",
-    "A good rewrite does not depend on the picture in this world: it is the request in detailed words, and blind_rewrite can find it too.",
+    "blind_rewrite_best_of_n rewrites the request with the same critic, which is shown a blank picture; it, best_of_n and refine_keep_best "
+    "may make the same number of pictures, and the critic picks.",
+    "A good rewrite does not depend on the picture in this world: it is the request in detailed words, which a blind rewrite finds, too.",
     "The critic learns and is tested on edits too; RL and refinement are text-to-image here.",
 )
 
@@ -368,7 +368,7 @@ def table(summary: dict[str, Any]) -> str:
         ("", "true reward after", rate(rl, "truth_after")),
         *[
             ("refine" if arm == "base" else "", f"exact match, {arm} ({refine['n']} requests)", rate(refine, arm))
-            for arm in ("base", "best_of_n", "blind_rewrite", "refine_always_accept", "refine_keep_best")
+            for arm in ("base", "best_of_n", "blind_rewrite_best_of_n", "refine_always_accept", "refine_keep_best")
             if arm in refine
         ],
         ("", "refine_keep_best less best_of_n, paired", rate(refine, "gain")),

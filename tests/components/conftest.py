@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from rationalrewards.components.chat import ChatModel, ChatReply, ChatRequest
 from rationalrewards.components.critique import CritiqueFormat
+from rationalrewards.components.critique.grammar import REFINEMENT_HEADING
 from rationalrewards.components.shapes import judge, phrases
 from rationalrewards.components.shapes.phrases import Asked
 
@@ -19,6 +20,8 @@ class SeeingChat(ChatModel):
     Args:
         speechless: Pictures about which it says nothing that can be read.
         numbered: Whether each rewritten request gets a number of its own, so that two rewrites are never the same.
+
+    ``prompts``, ``pictures`` and ``begun`` are what it was asked about, shown, and given to go on from.
     """
 
     def __init__(self, speechless: Callable[[Image.Image], bool] = lambda image: False, numbered: bool = False) -> None:
@@ -27,6 +30,7 @@ class SeeingChat(ChatModel):
         self.numbered = numbered
         self.prompts: list[str] = []
         self.pictures: list[Image.Image] = []
+        self.begun: list[str] = []
 
     @property
     def identity(self) -> str:
@@ -36,8 +40,16 @@ class SeeingChat(ChatModel):
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: ChatRequest) -> ChatReply:
+        reply = self._said(request)
+        if request.continues:
+            self.begun.append(request.messages[-1]["content"][0]["text"])
+        if request.continues and REFINEMENT_HEADING in reply.text:  # the answer has begun up to there
+            reply = ChatReply(reply.text.partition(f"{REFINEMENT_HEADING}\n")[2])
+        return replace(reply, prompt_tokens=100, completion_tokens=len(reply.text.split()))
+
+    def _said(self, request: ChatRequest) -> ChatReply:
         *sources, image = request.images()
-        prompt = request.text().rsplit("<request>", 1)[1].removesuffix("</request>")
+        prompt = request.text().rsplit("<request>", 1)[1].split("</request>")[0]
         self.prompts.append(prompt)
         self.pictures.append(image)
         try:

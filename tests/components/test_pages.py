@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -20,13 +19,11 @@ from rationalrewards.components.pages import (
     Scored,
     contact_sheet,
     critiques_page,
-    gallery_page,
     histogram,
     report_page,
 )
 from rationalrewards.components.pages.charts import line_chart, ticks
 from rationalrewards.components.pages.markup import changed_words, escape, signed
-from rationalrewards.components.records import Candidate, Refinement
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.scenes import Scene, Shape
 
@@ -37,95 +34,6 @@ quietly = settings(deadline=None, max_examples=60)
 def drawn(path: Path, colour: str = "red") -> str:
     draw(Scene((Shape(colour, "circle"), None, None, None))).save(path)
     return str(path)
-
-
-def candidate(image: str, reward: float | None, **changes: object) -> Candidate:
-    base = Candidate(0, "red circle top left", image, "It is red.", reward, "" if reward is not None else "cut off")
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def record(tmp_path: Path) -> Refinement:
-    first = candidate(drawn(tmp_path / "a.png", "blue"), 0.25, aspects={"text_faithfulness": 2.5, "text_rendering": None})
-    second = candidate(drawn(tmp_path / "b.png"), 0.75, round=1, request="a sharp red circle top left")
-    return Refinement("p1", "t2i", "red circle top left", "refine", (first, second), 1, "threshold met")
-
-
-def test_gallery_holds_the_pictures_exactly(record: Refinement) -> None:
-    page = check_closed(gallery_page([record], "title"))
-    images = page.all("img")
-    assert len(images) == 2
-    for attributes, made in zip(images, record.candidates, strict=True):
-        with Image.open(made.image) as original:
-            assert pixels(attributes).tobytes() == original.tobytes()
-        assert attributes["class"] == "pixels"
-
-
-def test_gallery_shows_scores_gain_choice_and_stop(record: Refinement) -> None:
-    text = gallery_page([record], "title")
-    page = check_closed(text)
-    (section,) = page.all("section", "arm")
-    assert section["data-arm"] == "refine" and section["data-scored"] == "all"
-    assert float(section["data-gain"] or "nan") == pytest.approx(0.5)
-    assert [("chosen" in (a["class"] or "").split()) for a in page.all("li", "candidate")] == [False, True]
-    # 2.5 is half-way between 1 and 4; an aspect without a score has an empty bar
-    assert [a["style"] for a in page.all("i")] == ["width:50.0%"]
-    assert "threshold met" in text and "gain +0.500" in text and "It is red." in text
-    assert page.texts["ins"] == ["a sharp"]
-    assert page.texts["pre"] == ["It is red.", "It is red."]
-
-
-def test_gallery_without_a_choice_or_a_score(record: Refinement, tmp_path: Path) -> None:
-    lost = candidate(str(tmp_path / "gone.png"), None, unscored="no closing tag")
-    text = gallery_page([dataclasses.replace(record, candidates=(lost,), chosen=-1)], "title")
-    page = check_closed(text)
-    (section,) = page.all("section", "arm")
-    assert section["data-gain"] == "" and section["data-scored"] == "some"
-    # -1 must not mark Python's last candidate
-    assert not page.all("li", "chosen")
-    assert "nothing chosen" in text and "unscored: no closing tag" in text
-    assert "gone.png does not exist" in text
-
-
-def test_gallery_groups_arms_of_one_request(record: Refinement, tmp_path: Path) -> None:
-    other_source = dataclasses.replace(record, task="edit", sources=(drawn(tmp_path / "s.png"),))
-    records = [record, dataclasses.replace(record, arm="base"), other_source]
-    page = check_closed(gallery_page(records, "title"))
-    assert [a["data-arm"] for a in page.all("section", "arm")] == ["refine", "base", "refine"]
-    # equal ids and prompts on different sources are different requests
-    assert len(page.all("article")) == 2
-    assert [a["value"] for a in page.all("option")][:3] == ["", "refine", "base"]
-
-
-def test_an_empty_gallery_is_a_page() -> None:
-    check_closed(gallery_page([], "nothing yet"))
-
-
-def test_large_pictures_are_reduced(record: Refinement, tmp_path: Path) -> None:
-    Image.effect_noise((900, 600), 40).save(tmp_path / "large.png")
-    large = dataclasses.replace(record, candidates=(candidate(str(tmp_path / "large.png"), 0.5),), chosen=0)
-    (image,) = check_closed(gallery_page([large], "title", max_side=300)).all("img")
-    assert pixels(image).size == (300, 200)
-    assert image["class"] is None if "class" in image else True
-
-
-@pytest.mark.parametrize("evil", EVIL)
-def test_text_from_outside_stays_text(evil: str, record: Refinement) -> None:
-    def with_text(text: str) -> Refinement:
-        aspects = {text: 2.0}
-        made = [
-            dataclasses.replace(c, request=text, critique=text, aspects=aspects, reward=None, unscored=text)
-            for c in record.candidates
-        ]
-        return dataclasses.replace(record, id=text, prompt=text, arm=text, stop=text, candidates=tuple(made))
-
-    harmless, hostile = (Page(gallery_page([with_text(text)], text)) for text in ("harmless", evil))
-    check_closed(gallery_page([with_text(evil)], evil))
-    # the same elements in the same order: nothing of the text became markup
-    assert [name for name, _ in hostile.elements] == [name for name, _ in harmless.elements]
-    assert hostile.texts["pre"] == [evil, evil]
-    assert hostile.texts["title"] == [evil]
-    assert [a["data-arm"] for a in hostile.all("section")] == [evil]
 
 
 @pytest.mark.parametrize("evil", EVIL)

@@ -11,7 +11,8 @@ import pytest
 from page_reading import EVIL, Page, check_closed, pixels
 from PIL import Image
 from rationalrewards.components.pages.charts import WIDTH
-from rationalrewards.components.pages.parrot_page import Example, parrot_page
+from rationalrewards.components.pages.parrot_examples import Example
+from rationalrewards.components.pages.parrot_page import parrot_page
 from rationalrewards.components.parrot.audit import summarise
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.scenes import Scene, Shape

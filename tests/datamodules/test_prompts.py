@@ -37,12 +37,14 @@ def test_a_round_is_whole_groups(path: str, batch_size: int) -> None:
     data = _data(path, batch_size=batch_size)
     batches = data.batches(0, 0, 1)
     assert {len(batch.records) for batch in batches} == {batch_size}
-    per_visit = 8 * 4 // batch_size
+    calls = 8 * 4 // batch_size
+    # every call's visits stand together, so that training on it can begin while later calls are being scored
+    assert [(batch.index, batch.visits) for batch in batches] == [
+        (index, (visit,)) for index in range(calls) for visit in range(3)
+    ]
     for visit in range(3):
-        part = batches[visit * per_visit : (visit + 1) * per_visit]
-        assert [batch.index for batch in part] == list(range(per_visit)) and {batch.visits for batch in part} == {(visit,)}
-        samples = _samples(part)
-        assert samples == _samples(batches[:per_visit])  # every visit is to the same pictures
+        samples = _samples([batch for batch in batches if batch.visits == (visit,)])
+        assert samples == _samples([batch for batch in batches if 0 in batch.visits])  # every visit is to the same pictures
         names = [name for name, _ in samples]
         assert len(set(names)) == 8
         # the copies of a group stand together, each once

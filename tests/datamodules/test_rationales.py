@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ import pytest
 import tiny
 import torch
 import yaml
-from PIL import Image
 from rationalrewards.components.conversations import Conversation, SupervisedRow
 from rationalrewards.components.critique import CritiqueFormat, swap_pair
 from rationalrewards.components.critique.rubric import RUBRIC_FOLDER
@@ -435,130 +433,3 @@ def test_folders_and_files_that_hold_nothing(exported: Path, tmp_path: Path) -> 
     _beside(exported, tmp_path)
     with pytest.raises(ValueError, match=rf"points\.json: none of {len(rows)} conversations are of the kinds that are asked for"):
         _data(tmp_path, train=str(tmp_path / "points.json"), pointwise=False)
-
-
-# the six files of RationalRewards-SFTData, by their names on the hub: kind, task, pictures
-SFT_FILES: dict[str, tuple[str, str, int]] = {
-    "editreward_pairwisev4_42k_updated.jsonl": ("pair", "edit", 3),
-    "editpica_pairwisev4_33k_updated.jsonl": ("pair", "edit", 3),
-    "editreward_pointwise_filtered_updated.jsonl": ("point", "edit", 2),
-    "pica_pointwise_filtered_updated.jsonl": ("point", "edit", 2),
-    "t2i_pairwisev4all_85k_updated.jsonl": ("pair", "t2i", 2),
-    "t2i_pointwise_updated.jsonl": ("point", "t2i", 1),
-}
-ASPECTS = {
-    "t2i": ("Text Faithfulness", "Physical and Visual Quality", "Text Rendering"),
-    "edit": ("Text Faithfulness", "Image Faithfulness", "Physical and Visual Quality", "Text Rendering"),
-}
-
-
-def _sft_answer(kind: str, task: str, style: int) -> str:
-    """An answer in one of the forms that theirs come in: scores before or after, bold, out of four, N/A, and a request refined."""
-    lines = ["# User Request Analysis:", "It asks for a cat.", "# Detailed Judgement:"]
-    for number, title in enumerate(ASPECTS[task], start=1):
-        text = "N/A" if title == "Text Rendering" and style % 2 else ("3.5", "**3.5**", "3.5/4", "3")[style % 4]
-        scores = [f"## Score: {text}"] if kind == "point" else [f"## Score A: {text}", f"## Score B: {text.replace('3', '2', 1)}"]
-        judged = [f"## Justification: the {title.lower()} of it,\nseen twice"]
-        lines += [f"{number}. {title}:", *(scores + judged if style % 3 == 0 else judged + scores)]
-        lines += ["## Winner: Image A"] if kind == "pair" else []
-    lines += ["# Summary: good"]
-    lines += (
-        ["# User Request Refinement:", "## Refinement Comments: none", "## Refined Request: a cat\non a mat"]
-        if kind == "point"
-        else []
-    )
-    return ("<think>\n\n</think>\n\n" if style % 2 else "") + "\n".join(lines)
-
-
-def _sft_data(folder: Path, rows: int = 8) -> list[Path]:
-    """The six files in their schema, drawn: lines in some and a list in others, with and without a system turn."""
-    for number in range(30):
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 40), (number * 8,) * 3).save(folder / "images" / f"{number}.jpg")
-    paths = []
-    for order, (name, (kind, task, count)) in enumerate(SFT_FILES.items()):
-        written = []
-        for number in range(rows):
-            labels = ["Source Image: <image>"] if task == "edit" else []
-            labels += [f"Image {which}: <image>" for which in "AB"] if kind == "pair" else ["Edited Image: <image>"]
-            text = "Judge what was made.\nInstruction: a cat\n" + "\n".join(labels) + "\nAnswer in the form you know."
-            messages = [{"role": "user", "content": text}, {"role": "assistant", "content": _sft_answer(kind, task, number)}]
-            messages[:0] = [{"role": "system", "content": "You are an expert."}] if kind == "point" else []
-            images = [f"images/{(number * count + k) % 30}.jpg" for k in range(count)]
-            written.append({"messages": messages, "images": images})
-        paths.append(folder / name)
-        paths[-1].write_text(json.dumps(written, indent=2) if order % 2 else "".join(json.dumps(row) + "\n" for row in written))
-    return paths
-
-
-def _sft_template(path: Path) -> CritiqueFormat:
-    """Their words as a template: what their critic is to be asked in."""
-    opening = "Judge what was made.\nInstruction: {request}\n"
-    closing = "\nAnswer in the form you know."
-
-    def turns(*labels: str, system: bool) -> list[dict[str, str]]:
-        said = [{"role": "user", "text": opening + "\n".join(labels) + closing}]
-        return [{"role": "system", "text": "You are an expert."}, *said] if system else said
-
-    both = ("Image A: {image_a}", "Image B: {image_b}")
-    wording = {
-        "source_label": "Source Image: ",
-        "pointwise": {
-            "t2i": turns("Edited Image: {image}", system=True),
-            "edit": turns("{sources}", "Edited Image: {image}", system=True),
-        },
-        "pairwise": {"t2i": turns(*both, system=False), "edit": turns("{sources}", *both, system=False)},
-    }
-    path.write_text(yaml.safe_dump(wording))
-    return CritiqueFormat(template=str(path))
-
-
-def test_the_six_files_of_the_published_set_are_read(tmp_path: Path) -> None:
-    paths = list(map(str, _sft_data(tmp_path)))
-    format = _sft_template(tmp_path / "theirs.yaml")
-    data = RationaleDataModule(paths, format, batch_size=5, val=paths[:1], limit_val=3)
-    data.setup("fit")  # their words are the template's, so there is nothing to warn of
-    found = Counter((row.kind, row.task, len(row.images)) for row in data.rows)  # type: ignore[union-attr]
-    expected: Counter[Any] = Counter()
-    for told in SFT_FILES.values():
-        expected[told] += 8
-    assert found == expected and len(data.val_rows) == 3
-    for row in data.rows:
-        messages, answer = row.load(format)
-        assert isinstance(row, Conversation) and answer.startswith("# User Request Analysis:")
-        reward = format.parse(answer, row.task).failure if row.kind == "point" else format.parse_pair(answer, row.task).verdict()  # type: ignore[arg-type]
-        assert reward == ("" if row.kind == "point" else "A")
-        parts = messages[-1]["content"]
-        # each picture follows its own label
-        shown = {parts[i - 1]["text"].splitlines()[-1]: part["image"] for i, part in enumerate(parts) if part["type"] == "image"}
-        labels = ["Source Image: "] * (row.task == "edit") + (
-            ["Image A: ", "Image B: "] if row.kind == "pair" else ["Edited Image: "]
-        )
-        assert list(shown) == labels
-        levels = [image.getpixel((0, 0))[0] / 8 for image in shown.values()]
-        assert levels == pytest.approx(
-            [int(Path(name).stem) for name in row.images], abs=0.3
-        )  # JPEG; two pictures are 8 levels apart
-    batches = list(data.train_dataloader())
-    assert sum(map(len, batches)) == 48 and max(map(len, batches)) == 5
-
-
-def test_the_published_set_in_other_words_is_warned_of(tmp_path: Path) -> None:
-    paths = list(map(str, _sft_data(tmp_path)))
-    with pytest.warns(UserWarning) as caught:
-        RationaleDataModule(paths, CritiqueFormat()).setup("fit")
-    assert len(caught) == 6
-    for warning in caught:
-        assert "8 of 8 conversations ask in other words than format 'default'" in str(warning.message)
-
-
-def test_the_student_learns_from_the_published_set(tmp_path: Path) -> None:
-    paths = list(map(str, _sft_data(tmp_path, rows=2)))
-    format = _sft_template(tmp_path / "theirs.yaml")
-    module = tiny.distill_module(format=format, max_length=2048)
-    module.configure_model()
-    data = RationaleDataModule(paths, format, batch_size=4)
-    data.setup("fit")
-    for batch in data.train_dataloader():
-        loss, tokens = module._loss(batch)
-        assert torch.isfinite(loss) and tokens > 100

@@ -1,4 +1,4 @@
-"""A program: two rounds of reward RL on two CPU processes. ``fit_rl.py PROMPTS OUT``; Lightning starts the second process."""
+"""A program: two rounds of reward RL on two CPU processes. ``fit_rl.py PROMPTS OUT OBJECTIVE``; Lightning starts the second process."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import tiny
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from test_rl import Advantages, LosesSome, module
+from test_rl import Advantages, Frozen, module
 
 
 def main() -> None:
     """Train; every process writes its advantages, the first one the adapters."""
-    prompts, out = map(Path, sys.argv[1:])
+    prompts, out, objective = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     said = Advantages()
     trainer = tiny.trainer(
         devices=2,
@@ -21,9 +21,9 @@ def main() -> None:
         max_epochs=2,
         # a round of one batch on each of two processes, visited twice
         accumulate_grad_batches=2,
-        callbacks=[said],
+        callbacks=[said, Frozen()],
     )
-    trained = module(LosesSome(prompts))
+    trained = module(objective, prompts)
     trainer.fit(trained, tiny.rl_data(prompts))
     torch.save(said.rows, out / f"advantages{trainer.global_rank}.pt")
     if trainer.is_global_zero:

@@ -11,6 +11,8 @@ import tiny
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rationalrewards.components.critic import CritiqueRequest
+from rationalrewards.components.generation import policies
+from rationalrewards.components.objectives import DPO, FlowGRPO
 from rationalrewards.components.records import PromptRecord, read_jsonl
 from rationalrewards.components.rewards import RewardModel, Rewards
 from rationalrewards.components.shapes.truth import ShapesTruth
@@ -56,21 +58,65 @@ class Advantages(Callback):
         self.rows |= {(rollout.epoch, record.id, copy): (value, enters) for record, copy, value, enters in values}  # type: ignore[union-attr]
 
 
-def module(reward: RewardModel) -> RewardRLModule:
-    """Watched by the ground truth; refuses a reward that does not agree with it."""
-    return tiny.rl_module(reward=reward, witness=ShapesTruth(), min_resolution=0.9)
+class LosesHalf(RewardModel):
+    """The ground truth, which can score no picture of every other request: one of two processes has nothing to train on.
+
+    Args:
+        prompts: The requests.
+    """
+
+    def __init__(self, prompts: Path) -> None:
+        self.lost = {record.prompt for record in read_jsonl(prompts, PromptRecord)[::2]}
+
+    def score(self, requests: Sequence[CritiqueRequest]) -> Rewards:
+        rewards = ShapesTruth().score(requests)
+        for index, request in enumerate(requests):
+            if request.prompt in self.lost:
+                rewards.total[index] = float("nan")
+                rewards.reasons[index] = "lost"
+        return rewards
+
+
+class Frozen(Callback):
+    """Nothing but the policy moves while a round is trained on, and nothing but the policy can."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.before = self._rest(pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        trained = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
+        policy = policies.parameters_of(pl_module.denoiser, policies.POLICY)  # type: ignore[arg-type]
+        assert trained == {f"denoiser.{name}" for name in policy}
+        after = self._rest(pl_module)
+        assert all(torch.equal(after[name], value) for name, value in self.before.items())
+
+    def _rest(self, pl_module: LightningModule) -> dict[str, torch.Tensor]:
+        """Old policy and base."""
+        return {name: p.detach().clone() for name, p in pl_module.named_parameters() if f".{policies.POLICY}." not in name}
+
+
+def module(objective: str, prompts: Path) -> RewardRLModule:
+    """NFT is watched by the ground truth; and refuses a reward that does not agree with it."""
+    if objective == "nft":
+        return tiny.rl_module(reward=LosesSome(prompts), witness=ShapesTruth(), min_resolution=0.9)
+    chosen = DPO(dpo_beta=100.0) if objective == "dpo" else FlowGRPO(clip_range=1e-3, window_size=2, kl_weight=1e-3)
+    return tiny.rl_module(reward=LosesHalf(prompts), objective=chosen, min_resolution=None, generator=tiny.generator(steps=4))
 
 
 @pytest.mark.slow
-def test_one_process_and_two_agree(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["nft", "dpo", "grpo"])
+def test_one_process_and_two_agree(tmp_path: Path, objective: str) -> None:
     prompts = tiny.requests(tmp_path / "prompts", 4)
-    done = run_python([PROGRAM, prompts, tmp_path], timeout=580, env={"PYTHONPATH": f"{PROGRAM.parent}:{PROGRAM.parents[1]}"})
+    done = run_python(
+        [PROGRAM, prompts, tmp_path, objective], timeout=580, env={"PYTHONPATH": f"{PROGRAM.parent}:{PROGRAM.parents[1]}"}
+    )
     assert done.returncode == 0, done.stderr[-6000:]
     ranks = [torch.load(tmp_path / f"advantages{rank}.pt") for rank in range(2)]
     two = torch.load(tmp_path / "trained.pt")
 
-    said, trained = Advantages(), module(LosesSome(prompts))
-    trainer = tiny.trainer(max_epochs=2, accumulate_grad_batches=4, callbacks=[said])
+    said, trained = Advantages(), module(objective, prompts)
+    trainer = tiny.trainer(max_epochs=2, accumulate_grad_batches=4, callbacks=[said, Frozen()])
     trainer.fit(trained, tiny.rl_data(prompts))
     assert trainer.global_step == 2
 
@@ -93,6 +139,8 @@ def test_one_process_and_two_agree(tmp_path: Path) -> None:
         torch.testing.assert_close(two["adapters"][name], value, atol=1e-5, rtol=0)
     assert any(".lora_B.default." in name and value.abs().max() > 1e-4 for name, value in two["adapters"].items())
 
+    if objective != "nft":
+        return
     # what is logged is the same number, not a mean of the processes' means
     one = {name: float(value) for name, value in trainer.callback_metrics.items()}
     for name in (

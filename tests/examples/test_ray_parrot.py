@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import tiny
 import yaml
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.parrot import (
+    FolderInUseError,
     Ledger,
     ParrotOptions,
+    RunLock,
     ScreenOptions,
     merged,
     rationalize,
@@ -55,8 +58,9 @@ class Mortal(ShapesTeacher):
         self.calls += 1
         (self.register / str(os.getpid())).touch()
         deadline = time.monotonic() + 300
-        while len(list(self.register.iterdir())) < 2:  # both are to have a share, however long one takes to start
-            assert time.monotonic() < deadline, "there is no second actor"
+        # both are to have a share, however long one takes to start; and somebody else wants to try the door
+        while len(list(self.register.iterdir())) < 2 or not (self.register.parent / "go").exists():
+            assert time.monotonic() < deadline, "there is no second actor, or nobody lets them go"
             time.sleep(0.05)
         if self.calls == 4:  # the first batch is past its first stages
             try:
@@ -156,8 +160,23 @@ def test_two_actors_one_of_which_dies_after_a_run_that_was_broken_off(tmp_path: 
         arguments = ["-c", "recipe.yaml", "--out", out, "--actors", "2"]
         # two actors run on a machine with one core as well
         program = [ROOT / "examples" / "ray_parrot.py", *arguments, "--cpus-per-actor", "0.4"]
-        done = run_python(program, timeout=540, env=environment)  # a guard against hanging
+        with ThreadPoolExecutor(1) as aside:
+            running = aside.submit(run_python, program, timeout=540, env=environment)  # a guard against hanging
+            while not list((tmp_path / "register").iterdir()) and not running.done():
+                time.sleep(0.1)
+            # the actors are at work: nobody else gets in, whichever way and whatever ledgers are free
+            with pytest.raises(FolderInUseError, match="out is in use by another run"):
+                RunLock(out)
+            second = run_python(program, timeout=300, env=environment)
+            assert second.returncode != 0 and "out is in use by another run" in second.stderr
+            (tmp_path / "go").touch()
+            done = running.result()
         assert done.returncode == 0, done.stderr[-6000:]
+        # said before anything was asked: what is planned, and at which rate, since the broken-off run has left some calls
+        planned, expected, *_ = done.stdout.splitlines()
+        assert planned.startswith(f"{PAIRS} pairs: at most ") and "pairs measured, " in expected and " tokens, " in expected
+        assert f"At their rate {PAIRS} pairs take about" in expected and " on 2 processes" in expected
+        RunLock(out).close()
         deadline = time.monotonic() + 30
         while left := still_running(ray_folder):
             assert time.monotonic() < deadline, left
@@ -170,3 +189,34 @@ def test_two_actors_one_of_which_dies_after_a_run_that_was_broken_off(tmp_path: 
     assert answered(out, pairs) == answered(alone, pairs)
     assert set(answered(out, pairs).values()) == {1}
     assert sorted(path.name for path in out.glob("*.db")) == ["ledger.ray0.db", "ledger.ray1.db", "ledger.ray7.db"]
+
+
+@pytest.mark.slow
+@needs("ray")
+def test_an_empty_folder_is_measured_on_a_few_pairs_before_the_others_start(tmp_path: Path) -> None:
+    file = tiny.pairs(tmp_path / "data", PAIRS)
+    init_args = {
+        "format": {"rubric": "shapes"},
+        "teacher": {"class_path": "rationalrewards.components.shapes.teacher.ShapesTeacher", "init_args": RATES},
+        "options": OPTIONS,
+    }
+    recipe = {
+        "model": {"class_path": "rationalrewards.lightning_modules.RationalizeModule", "init_args": init_args},
+        "data": {
+            "class_path": "rationalrewards.datamodules.PreferenceDataModule",
+            "init_args": {"paths": str(file), "batch_size": 4},
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with tempfile.TemporaryDirectory(prefix="ray-") as ray_folder:
+        environment = {"RAY_TMPDIR": ray_folder, "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(tmp_path)}
+        out = tmp_path / "out"
+        program = [ROOT / "examples" / "ray_parrot.py", "-c", tmp_path / "recipe.yaml", "--out", out, "--actors", "2"]
+        done = run_python([*program, "--cpus-per-actor", "0.4", "--trial", "3"], timeout=540, env=environment)
+    assert done.returncode == 0, done.stderr[-6000:]
+    planned, expected, first, *_ = done.stdout.splitlines()
+    assert (
+        planned.startswith(f"{PAIRS} pairs: at most ") and expected.startswith("3 pairs measured, ") and " tokens, " in expected
+    )
+    assert first.startswith(f"4 of {PAIRS} pairs, ")
+    assert set(answered(out, read_jsonl(file, Preference)).values()) == {1}  # what was measured is not asked again

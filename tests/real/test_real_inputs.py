@@ -337,7 +337,7 @@ def refinements_of(out: Path, ids: Sequence[str], arms: dict[str, int]) -> list[
         assert len(one.candidates) == arms[one.arm]
         assert one.chosen < len(one.candidates)
         # every picture was asked for with the original request first
-        assert one.candidates[0].request == one.prompt or one.arm == "blind_rewrite"
+        assert one.candidates[0].request == one.prompt or one.arm.startswith("blind_rewrite")
         for candidate in one.candidates:
             assert open_picture(candidate.image).size == (32, 32)
             # a number, or why there is none
@@ -349,7 +349,7 @@ def refinements_of(out: Path, ids: Sequence[str], arms: dict[str, int]) -> list[
 @pytest.mark.slow
 def test_refine_keeps_the_first_picture_where_none_is_scored(untrained: Path, real: Path, tmp_path: Path) -> None:
     path = real / "prompts" / "geneval.jsonl"
-    arms = {"base": 1, "best_of_n": 2, "blind_rewrite": 2, "refine_always_accept": 2, "refine_keep_best": 2}
+    arms = {"base": 1, "best_of_n": 2, "blind_rewrite_best_of_n": 2, "refine_always_accept": 2, "refine_keep_best": 2}
     model = refine_model(untrained, "default", 24, arms=list(arms))
     out = run("predict", model, prompts(path, limit=2), "RefinementWriter", tmp_path)
     requests = read_prompts(path)[:2]
@@ -358,7 +358,7 @@ def test_refine_keeps_the_first_picture_where_none_is_scored(untrained: Path, re
         assert all(unusable(candidate.unscored) for candidate in one.candidates)
         # an unscored picture never wins over another, and never counts as accepted
         assert one.chosen == (1 if one.arm == "refine_always_accept" else 0)
-        assert one.stop == "budget"
+        assert one.stop == "images"
         assert one.prompt in (out / "gallery.html").read_text(encoding="utf-8")
 
 

@@ -290,7 +290,30 @@ def test_a_place_that_cannot_be_weighed_has_a_failure(server: LogprobServer) -> 
         ((good, bad),) = chat.weigh([_asked(1)], ["top left red square"], places)
         assert chat.account["failed"] == {"HTTP 400": 1}
     assert good.failure == "" and good.options["top"] > 0.5
+    # the server says of every answer that it read 7 tokens and wrote 3
+    assert good.requests > 0 and (good.prompt_tokens, good.completion_tokens) == (7 * good.requests, 3 * good.requests)
+    assert (bad.prompt_tokens, bad.completion_tokens, bad.requests) == (0, 0, 1)
     assert bad.failure.startswith("HTTP 400") and bad.options == {}
+
+
+@needs("openai")
+def test_weights_come_as_they_are_there() -> None:
+    """One answer whose server hangs keeps none of the others waiting."""
+    entry = {"token": "top", "logprob": math.log(0.75), "bytes": None}
+    answer = json.loads(completion("top", "length"))
+    answer["choices"][0]["logprobs"] = {"content": [{**entry, "top_logprobs": [entry]}]}
+    with running(FaultServer()) as fault, contextlib.closing(OpenAIChat("m", fault.url, timeout=60.0)) as chat:
+        fault.default = json.dumps(answer).encode()
+        fault.treatments = {"slow": ["hang"]}
+        requests = [ChatRequest([{"role": "user", "content": [{"type": "text", "text": "describe"}]}])] * 3
+        stream = chat.stream_weights(
+            requests, ["slow", "", ""], [[Place(4, ("top",))], [Place(0, ("top",))], [Place(0, ("top",))]]
+        )
+        early = {}
+        while len(early) < 2:
+            early.update(next(stream))
+        stream.close()  # the slow one is given up
+    assert set(early) == {1, 2} and all(weights.options == {"top": 0.75} for (weights,) in early.values())
 
 
 @needs("openai")

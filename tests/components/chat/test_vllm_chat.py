@@ -224,6 +224,10 @@ def test_options_weigh_what_transformers_gives_them(
             assert weights.failure == "" and sum(weights.options.values()) > 0.01
             # the sums of float32 in another order; probabilities are at most 1
             assert weights.options == pytest.approx(expected, abs=1e-4)
+            # each step reads all that stands before it, and writes a token
+            (alone,) = transformers_chat.complete([replace(request, max_tokens=1)])
+            assert weights.completion_tokens >= 1
+            assert weights.prompt_tokens >= weights.completion_tokens * alone.prompt_tokens
 
 
 async def _reference(chat: TransformersChat, request: ChatRequest, answer: str, spot: Place) -> dict[str, float]:

@@ -79,6 +79,20 @@ def test_weights_are_the_joint_probabilities(chat: TransformersChat) -> None:
                 assert one.options[option] == pytest.approx(expected[option], rel=2e-4, abs=1e-12), option
 
 
+def test_one_reading_of_an_answer_is_counted_once_and_batches_come_one_by_one(chat: TransformersChat) -> None:
+    requests = _requests(4)
+    places = [_places(ANSWER, ("1", "3.5"))] * 4
+    parts = list(chat.stream_weights(requests, [ANSWER] * 4, places))
+    # batches of three; those without a place are there at once
+    assert [len(part) for part in parts] == [0, 3, 1]
+    read = len(chat.processor.tokenizer(ANSWER[: places[0][-1].start], add_special_tokens=False)["input_ids"])
+    for index, (first, second) in (row for part in parts for row in part):
+        prompt = chat.encode([requests[index]])["input_ids"].shape[1]
+        # what comes before the last place, up to the token that the option begins in
+        assert prompt + read - 1 <= first.prompt_tokens <= prompt + read
+        assert (second.prompt_tokens, first.completion_tokens, first.requests) == (0, 0, 0)
+
+
 def test_all_scores_together_are_the_chance_of_a_score(chat: TransformersChat) -> None:
     (request,) = _requests(1)
     place = _places(ANSWER, Scale().options())[:1]

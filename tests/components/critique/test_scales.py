@@ -399,5 +399,5 @@ def test_bars_go_by_the_scale(half: CritiqueFormat, tmp_path: Path) -> None:
     shown = Scored(Image.new("RGB", (4, 4)), 0.25, aspects=aspects, scale=half.rules.scale)
     made = Candidate(0, "a logo", _shade(5, tmp_path / "a.png"), "", 0.25, aspects=aspects, scale=half.rules.scale)
     refinement = Refinement("r", "t2i", "a logo", "base", (made,), 0, "budget")
-    for page in (critiques_page([("a logo", [shown])], "title"), gallery_page([refinement], "title")):
-        assert re.findall(r'style="(width:[^"]*)"', page) == ["width:25.0%", "width:100.0%"]
+    assert re.findall(r'style="(width:[^"]*)"', critiques_page([("a logo", [shown])], "title")) == ["width:25.0%", "width:100.0%"]
+    assert '"aspects":[["brand_compliance",2.5,0.25],["lettering",10.0,1.0]]' in gallery_page([refinement], "title")

@@ -12,9 +12,9 @@ import torch
 from rationalrewards.components.chat import ChatRequest
 from rationalrewards.components.distillation import AnswerLoss, FeatureStore, Row, picture_key
 from rationalrewards.components.distillation.answers import CHUNKS, PACKING, PICTURES
-from rationalrewards.components.distillation.measuring import flop_counter
 from rationalrewards.components.distillation.packing import pack
 from rationalrewards.components.distillation.pictures import Features
+from rationalrewards.components.measuring import flop_counter
 from rationalrewards.lightning_modules import RationaleDistillModule
 from torch import Tensor
 from torch.nn.functional import cross_entropy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rationalrewards.components.distillation.loss import losses_for_logits, summed_cross_entropy
-from rationalrewards.components.distillation.measuring import PeakBytes
+from rationalrewards.components.measuring import PeakBytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 

@@ -14,12 +14,11 @@ from rationalrewards.components.objectives import (
     nft_loss,
     reference_scale,
     same_weights,
-    several_times,
 )
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-B, K, TOKENS, WIDTH = 4, 3, 6, 8
+B, TOKENS, WIDTH = 4, 6, 8
 
 
 def _draw(*shape: int, seed: int) -> Tensor:
@@ -87,37 +86,6 @@ def test_a_masked_sample_is_a_dropped_one(denoiser: _Denoiser, objective: Callab
     for first, second in zip(_gradients(denoiser, masked), _gradients(denoiser, dropped), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-13)
     assert abs(float((unmasked - dropped).detach())) > 1e-6  # so the mask did something
-
-
-# -- several times in one forward ------------------------------------------------------------------------------------------
-
-
-def test_several_times_in_one_forward_are_as_many_forwards(denoiser: _Denoiser) -> None:
-    eps, sigmas = _draw(K, B, TOKENS, WIDTH, seed=5), torch.rand(K, B, generator=torch.Generator().manual_seed(6)).double()
-    r = 0.5 + ADVANTAGES / 10
-    counter = FlopCounterMode(display=False)
-    with counter:
-        x_t, clean, noise, sigma = several_times(X0, eps, sigmas)
-        at_once = nft_loss(denoiser(x_t, sigma), OLD.repeat(K, 1, 1), x_t, clean, sigma, r.repeat(K), nft_beta=1.0).view(K, B)
-    flops_at_once = counter.get_total_flops()
-    assert torch.equal(noise, eps.reshape(K * B, TOKENS, WIDTH))
-    counter = FlopCounterMode(display=False)
-    with counter:
-        rows = []
-        for level in range(K):
-            wide = sigmas[level].view(-1, 1, 1)
-            x_t = (1 - wide) * X0 + wide * eps[level]
-            rows.append(nft_loss(denoiser(x_t, sigmas[level]), OLD, x_t, X0, sigmas[level], r, nft_beta=1.0))
-    one_by_one = torch.stack(rows)
-    assert flops_at_once == counter.get_total_flops() > 0
-    torch.testing.assert_close(at_once, one_by_one, rtol=1e-12, atol=1e-13)  # float64, other batch shapes
-    for first, second in zip(_gradients(denoiser, at_once.mean()), _gradients(denoiser, one_by_one.mean()), strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-13)
-
-
-def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"K levels needs eps \[K, \*x0.shape\] and sigmas \[K, B\]; got \(4, 6, 8\) and \(4,\)"):
-        several_times(X0, EPS, SIGMA)
 
 
 # -- the reference every n-th time -------------------------------------------------------------------------------------------

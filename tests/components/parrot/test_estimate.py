@@ -12,7 +12,7 @@ from rationalrewards.components.chat import ChatModel
 from rationalrewards.components.critique import CritiqueFormat
 from rationalrewards.components.metrics import wilson_interval
 from rationalrewards.components.parrot import Ledger, ParrotOptions, Price, ScreenOptions, rationalize
-from rationalrewards.components.parrot.estimate import Estimate, Load, added, planned_calls, total_of, usage_of
+from rationalrewards.components.parrot.estimate import Estimate, Forecast, Load, added, planned_calls, total_of, usage_of
 from rationalrewards.components.records import Preference, read_jsonl
 from rationalrewards.components.shapes.pairs import write_preferences
 from rationalrewards.components.shapes.teacher import ShapesTeacher
@@ -197,6 +197,43 @@ def test_an_estimate_by_hand() -> None:
     clock = Estimate(10_000, 50, 40, USAGE, seconds=150.0)
     assert clock.hours == pytest.approx(3 * 10_000 / 3600) and "8.33 h, 150.00" in str(clock)
     assert "1.7 min, 0.75" in str(Estimate(50, 50, 40, USAGE))
+
+
+def test_a_forecast_by_hand() -> None:
+    """Planned calls at the rate of the calls of their stage, or of one like it."""
+    options = ParrotOptions(check_orders=2, attempts=1)
+    plan = planned_calls(Load(1000, 0, 100, 0, 50), options, passing=0.5)
+    forecast = Forecast(plan, USAGE, 50, processes=2, currency="USD", overhead=0.1)
+    # a comparison takes 800 tokens in and 200 out, a check 1,000 and 10; critiques and requests are taken to be like comparisons, and
+    # both orders of a check, the blind reader and the control like what they are named after
+    long, short = 1000 + 100 + 2 * 1000 * 0.5 * 2, 2 * (1000 + 100) + 2 * 50 * 0.5
+    assert forecast.total("prompt_tokens") == pytest.approx(800 * long + 1000 * short)
+    assert forecast.total("completion_tokens") == pytest.approx(200 * long + 10 * short)
+    assert forecast.total("cost") == pytest.approx(0.01 * long + 0.005 * short)
+    # 1.8 s and 0.2 s, and a tenth of a second for each of 1,000 pairs besides
+    assert forecast.hours() == pytest.approx((1.8 * long + 0.2 * short + 100) / 2 / 3600)
+    more, shorter = 1000 + 100 + 2 * 1000 * 2, 2 * (1000 + 100) + 2 * 50
+    assert forecast.total("prompt_tokens", most=True) == pytest.approx(800 * more + 1000 * shorter)
+    assert str(forecast) == (
+        "50 pairs measured, 100 calls. At their rate 1,000 pairs take about 4,730,000 + 642,500 tokens, 0.851 h on 2 processes, "
+        "42.25 USD; if every pair gets through, 6,380,000 + 1,043,000 tokens, 1.35 h on 2 processes, 62.50 USD."
+    )
+    json.dumps(forecast.as_json(), allow_nan=False)
+    # what was measured of a stage goes before what is like it
+    own = {**USAGE, "refine": {**USAGE["check"], "prompt_tokens": 50 * 3000}}
+    refined = Forecast(plan, own, 50).total("prompt_tokens")
+    assert refined == pytest.approx(800 * (long - 1000) + 3000 * 1000 + 1000 * short)
+
+
+def test_a_forecast_says_only_what_was_measured() -> None:
+    plan = planned_calls(Load(100, 0, 0, 0, 0), ParrotOptions())
+    silent = {stage: {**found, "prompt_tokens": 0, "completion_tokens": 0, "cost": None} for stage, found in USAGE.items()}
+    forecast = Forecast(plan, silent, 1)
+    assert forecast.total("prompt_tokens") is None and forecast.total("cost") is None
+    assert "tokens" not in str(forecast) and str(forecast).startswith(
+        "1 pair measured, 100 calls. At their rate 100 pairs take about "
+    )
+    assert str(Forecast(plan, {}, 0)) == "nothing was measured" and Forecast(plan, {}, 0).hours() is None
 
 
 def test_what_a_backend_does_not_tell_is_not_estimated() -> None:

@@ -152,6 +152,29 @@ def test_every_call_is_filed_with_its_provenance_and_its_cost(tmp_path: Path) ->
         assert another["plan"] != told["plan"] and ledger.begin(teacher, "f1", ParrotOptions(seed=3))["plan"] == told["plan"]
 
 
+def test_what_was_asked_under_one_plan_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with Ledger(path) as ledger:
+        first = ledger.begin(Teacher(), "f1", ParrotOptions(), Price(2.0, 10.0))["plan"]
+        assert ledger.latest(first) == []
+        ledger.ask(Teacher().stream, JOBS)
+        second = ledger.begin(Teacher(name="another"), "f1", ParrotOptions())["plan"]
+        ledger.ask(Teacher().stream, JOBS[:1])
+    with Ledger(tmp_path / "ledger.rank1.db", [path]) as ledger:
+        ledger.begin(Teacher(name="another"), "f1", ParrotOptions())
+        ledger.ask(Teacher().stream, [_job("four")])
+        counts = {plan: [ledger.usage(plan)["anchor"]["calls"], len(ledger.latest(plan or ""))] for plan in (first, second)}
+        assert counts == {first: [3, 3], second: [2, 2]} and ledger.usage()["anchor"]["calls"] == 5
+        assert [len(ledger.calls("one", plan)) for plan in (first, second, None)] == [1, 1, 2]
+        assert (
+            ledger.usage(second)["anchor"]["cost"] is None
+            and ledger.usage(first)["anchor"]["cost"] == ledger.usage()["anchor"]["cost"]
+        )
+        # the last ones, of each file
+        assert [call["pair"] for call in ledger.latest(first, most=2)] == ["three", "two"]
+        assert {call["pair"] for call in ledger.latest(second, most=1)} == {"one", "four"}
+
+
 def test_a_ledger_only_grows(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.db") as ledger:
         ask(ledger, Teacher())
@@ -263,7 +286,7 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_its_answers(tmp_pat
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        with pytest.raises(RuntimeError, match=r"ledger\.db is in use by another process; wait for it"):
+        with pytest.raises(RuntimeError, match="is in use by another run .process [0-9]+ on .*, since 20.*Wait until it is over"):
             Ledger(path)
     finally:
         os.kill(process.pid, signal.SIGKILL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from rationalrewards.components.parrot import (
     Ledger,
     Outcome,
     ParrotOptions,
+    Price,
     ScreenOptions,
     merged,
     rationalize,
@@ -531,6 +532,68 @@ def test_the_check_may_go_by_the_teachers_own_probabilities(
     else:
         assert outcome.label_probability == pytest.approx(probability)
         assert (outcome.reason == "") == (probability > 0.5)
+
+
+class _Weighing1By1(_Weighing):
+    """Tells its probabilities one by one, what each took, and is killed after some of them."""
+
+    def __init__(self, lasts: int) -> None:
+        super().__init__(0.6, 0.2, 0.2)
+        self.lasts = lasts
+        self.weighed = 0
+
+    def stream_weights(
+        self, requests: Sequence[ChatRequest], answers: Sequence[str], places: Sequence[Sequence[Place]]
+    ) -> Iterator[list[tuple[int, list[Weights]]]]:
+        for index in reversed(range(len(requests))):
+            if self.weighed == self.lasts:
+                raise KeyboardInterrupt
+            self.weighed += 1
+            ((found,),) = self.weigh(requests[index : index + 1], answers[index : index + 1], places[index : index + 1])
+            yield [(index, [replace(found, prompt_tokens=900, completion_tokens=3, requests=3)])]
+
+
+def test_probabilities_are_on_file_as_they_come_with_what_they_took(pairs: list[Preference], tmp_path: Path) -> None:
+    wanted = [pair for pair in pairs if pair.winner == "A"][:5]
+    options = ParrotOptions(**{**QUIET, "check_weigh": True, "control_share": 0.0})  # type: ignore[arg-type]
+    price = Price(1.0, 10.0)
+
+    def run(teacher: ChatModel, ledger: Ledger) -> list[Outcome]:
+        return rationalize(wanted, teacher, FORMAT, options, ledger, price)
+
+    path = tmp_path / "ledger.db"
+    with Ledger(path) as ledger, pytest.raises(KeyboardInterrupt):
+        run(_Weighing1By1(3), ledger)
+    with Ledger(path) as ledger:
+        # those that came before the kill, the last pairs first, are paid for and kept
+        assert [bool([call for call in ledger.calls(pair.id) if call["stage"] == "check"]) for pair in wanted] == [False] * 2 + [
+            True
+        ] * 3
+        teacher = _Weighing1By1(99)
+        resumed = run(teacher, ledger)
+        assert teacher.weighed == 2
+        found = ledger.usage()["check"]
+        (call, *_) = [call for call in ledger.calls(wanted[0].id) if call["stage"] == "check"]
+    assert (found["calls"], found["prompt_tokens"], found["completion_tokens"]) == (5, 5 * 900, 5 * 3)
+    assert found["cost"] == pytest.approx(5 * (900 * 1.0 + 3 * 10.0) / 1e6)
+    assert call["sent"] == 3
+    whole = run(_Weighing1By1(99), Ledger())
+    assert [outcome.label_probability for outcome in resumed] == [outcome.label_probability for outcome in whole] == [0.6] * 5
+
+
+def test_a_probability_that_did_not_come_is_a_failure_on_file(pairs: list[Preference]) -> None:
+    class Lost(_Weighing):
+        def weigh(self, *arguments: object) -> list[list[Weights]]:
+            return [[Weights({}, "the server is gone", 40, 0, 4)] for _ in arguments[0]]  # type: ignore[attr-defined]
+
+    pair = next(pair for pair in pairs if pair.winner == "A")
+    with Ledger() as ledger:
+        (outcome,), _ = _run([pair], Lost(), ledger, check_weigh=True)
+        (call,) = [call for call in ledger.calls(pair.id) if call["stage"] == "check"]
+        assert outcome.reason == "no answer: the server is gone" == f"no answer: {call['failure']}"
+        assert (call["answer"], call["prompt_tokens"], call["sent"]) == ("", 40, 4)
+        (again,), _ = _run([pair], _Weighing(0.6, 0.2, 0.2), ledger, check_weigh=True)
+        assert again.kept
 
 
 def test_rationales_of_several_processes_are_put_together(tmp_path: Path, pairs: list[Preference]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import public_sets as sets
 import pytest
 import tiny
 from rationalrewards.components.protocols import PROTOCOLS, Judgement, Place, Ties, evaluate, read_judgements
@@ -16,18 +15,6 @@ from rationalrewards.datamodules.readers import PreferenceSet
 from support import ROOT
 
 from rationalrewards import cli
-
-
-def public_sets() -> Any:
-    """tests/datamodules/public_sets.py: tests are imported by their paths."""
-    spec = importlib.util.spec_from_file_location("public_sets", ROOT / "tests" / "datamodules" / "public_sets.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules.setdefault("public_sets", importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
-
-
-sets = public_sets()
 
 pytestmark = tiny.QUIET
 Write = Callable[[Path, Any], None]

@@ -16,6 +16,7 @@ from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.make_data import shapes_generator
 from rationalrewards.components.shapes.phrases import Asked
 from rationalrewards.components.shapes.scenes import Scene, Shape
+from rationalrewards.components.shapes.truth import ShapesTruth
 
 FORMAT = CritiqueFormat("shapes")
 PROMPTS = [
@@ -42,8 +43,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[PromptRecord]:
     return [*plain, PromptRecord("e0", "edit", "turn the circle at the top left green", (str(source),))]
 
 
-def _studio(generator: FlowGenerator, chat: Any, seed: int = 5) -> Studio:
-    return Studio(generator, Critic(chat, FORMAT, reasks=0), seed)
+def _studio(generator: Any, chat: Any, seed: int = 5, **further: Any) -> Studio:
+    return Studio(generator, Critic(chat, FORMAT, reasks=0), seed, judge=ShapesTruth(), **further)
 
 
 def _reward(made: Made) -> float:
@@ -59,28 +60,36 @@ def arms(generator: FlowGenerator, records: list[PromptRecord], seeing: Any) -> 
 def test_every_arm_keeps_its_promise(arms: dict[str, list[Trace]], records: list[PromptRecord]) -> None:
     for arm, traces in arms.items():
         assert [trace.record for trace in traces] == records and all(trace.arm == arm for trace in traces)
-        most = 1 if arm == "base" else OPTIONS.images_per_prompt
+        most = 1 if arm in ("base", "blind_rewrite") else OPTIONS.images_per_prompt
         for trace in traces:
             assert 1 <= len(trace.made) <= most
             assert 0 <= trace.chosen < len(trace.made)
             if arm == "refine_always_accept":
                 assert trace.chosen == len(trace.made) - 1
+            elif arm == "oracle":
+                assert trace.best.held_out == max(made.held_out for made in trace.made)  # type: ignore[type-var]
             else:
                 assert _reward(trace.made[trace.chosen]) == max(map(_reward, trace.made))
             if not arm.startswith("refine"):
-                assert len(trace.made) == most and trace.stop == "budget"
+                assert len(trace.made) == most and trace.stop == "images"
+                continue
+            if arm == "refine_from_best_of_k":
+                assert [made.request for made in trace.made[: OPTIONS.best_of]] == [trace.record.prompt] * OPTIONS.best_of
                 continue
             # stopped for a reason: the last picture was accepted, or the budget was spent; no earlier one was accepted
             flags = [accepted(made.critique, OPTIONS.threshold) for made in trace.made]
             assert not any(flags[:-1])
-            assert trace.stop == ("accepted" if flags[-1] else "budget")
+            assert trace.stop == ("accepted" if flags[-1] else "images")
             assert flags[-1] or len(trace.made) == most
             assert [made.round for made in trace.made] == list(range(len(trace.made)))
+            assert [made.copy for made in trace.made] == list(range(len(trace.made)))
             assert trace.made[0].request == trace.record.prompt
-            for before, after in zip(trace.made, trace.made[1:], strict=False):
-                assert after.request == before.critique.refined_request
+            for number, (before, after) in enumerate(zip(trace.made, trace.made[1:], strict=False)):
+                assert after.parent == number
+                if arm in ("refine_always_accept", "refine_keep_best"):
+                    assert after.request == before.critique.refined_request
     stops = {trace.stop for trace in arms["refine_keep_best"]}
-    assert stops == {"accepted", "budget"}  # both ways were taken, or the test would show less than it says
+    assert stops == {"accepted", "images"}  # both ways were taken, or the test would show less than it says
 
 
 def test_keeping_the_best_is_never_worse_than_the_first_picture(arms: dict[str, list[Trace]]) -> None:
@@ -92,7 +101,7 @@ def test_keeping_the_best_is_never_worse_than_the_first_picture(arms: dict[str, 
 
 
 def test_the_first_picture_is_shared(arms: dict[str, list[Trace]]) -> None:
-    for arm in ("best_of_n", "refine_always_accept", "refine_keep_best"):
+    for arm in ("best_of_n", "refine_always_accept", "refine_keep_best", "refine_scores_only", "refine_shuffled", "oracle"):
         for base, trace in zip(arms["base"], arms[arm], strict=True):
             assert trace.made[0].image is base.made[0].image
             assert trace.made[0].critique is base.made[0].critique
@@ -103,11 +112,13 @@ def test_pictures_are_made_and_judged_once_and_against_the_original_request(
 ) -> None:
     chat = seeing()
     studio = _studio(generator, chat)
-    traces = [trace for arm in ARMS for trace in run_arm(arm, records, studio, OPTIONS)]
+    apart = ("refine_scores_only", "refine_shuffled")  # these ask for rewrites as well
+    traces = [trace for arm in ARMS if arm not in apart for trace in run_arm(arm, records, studio, OPTIONS)]
     distinct = {id(made.image) for trace in traces for made in trace.made}
     blank = [picture for picture in chat.pictures if picture.getcolors() == [(32 * 32, (128, 128, 128))]]
     assert len(blank) == len(records)  # what the blind rewriter is shown
     assert len(chat.pictures) == len(distinct) + len(blank)
+    assert not chat.begun
     assert set(chat.prompts) == {record.prompt for record in records}
     for trace in traces:
         for made in trace.made:
@@ -121,14 +132,14 @@ def test_pictures_are_made_and_judged_once_and_against_the_original_request(
 
 
 def test_the_blind_rewriter_asks_for_the_same_in_other_words(arms: dict[str, list[Trace]]) -> None:
-    for trace in arms["blind_rewrite"]:
-        assert {made.request for made in trace.made} != {trace.record.prompt}
-        assert len({made.request for made in trace.made}) == 1
+    for one, several in zip(arms["blind_rewrite"], arms["blind_rewrite_best_of_n"], strict=True):
+        assert {made.request for made in several.made} == {one.made[0].request} != {one.record.prompt}
+        assert one.made[0].image is several.made[0].image
 
 
 def test_a_larger_budget_only_adds(generator: FlowGenerator, records: list[PromptRecord], seeing: Any) -> None:
     studio = _studio(generator, seeing())
-    for arm in ("best_of_n", "refine_keep_best"):
+    for arm in ("best_of_n", "refine_keep_best", "refine_from_best_of_k", "refine_shuffled"):
         small, large = (run_arm(arm, records, studio, RefineOptions(count, 3.9, 5)) for count in (2, 4))  # type: ignore[arg-type]
         for few, many in zip(small, large, strict=True):
             assert [made.image for made in many.made[: len(few.made)]] == [made.image for made in few.made]
@@ -184,9 +195,9 @@ def test_an_unscored_picture_never_wins(generator: FlowGenerator, records: list[
 def test_a_silent_critic_leaves_the_first_picture(generator: FlowGenerator, records: list[PromptRecord], seeing: Any) -> None:
     studio = _studio(generator, seeing(lambda image: True))
     for trace in run_arm("refine_keep_best", records, studio, OPTIONS):
-        assert (trace.chosen, trace.stop, len(trace.made)) == (0, "budget", 3)
+        assert (trace.chosen, trace.stop, len(trace.made)) == (0, "images", 3)
         assert {made.request for made in trace.made} == {trace.record.prompt}
-    for trace in run_arm("blind_rewrite", records, studio, OPTIONS):
+    for trace in run_arm("blind_rewrite_best_of_n", records, studio, OPTIONS):
         assert {made.request for made in trace.made} == {trace.record.prompt}
 
 

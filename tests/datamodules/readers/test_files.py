@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from hub import COMMIT, Hub, environment, serving
 from rationalrewards.components.pictures import picture_bytes
 from rationalrewards.datamodules.readers import files
 from rationalrewards.datamodules.readers.files import Files, HubFiles, LocalFiles
 from support import run_python
 
 REPO = "owner/pairs"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TREE = {
     "README.md": b"card",
     ".gitattributes": b"hidden",
@@ -36,81 +32,18 @@ TREE = {
 }
 
 
-class Hub(ThreadingHTTPServer):
-    """The two endpoints that a download takes: the listing of a set at a commit, in pages, and its files."""
-
-    daemon_threads = True
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), _Answers)
-        self.files = files
-        self.asked: list[str] = []
-
-
-class _Answers(BaseHTTPRequestHandler):
-    server: Hub
-    page = 3  # names at a time: few, so that the client has to turn pages
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        path = unquote(url.path)
-        self.server.asked.append(f"{self.command} {path}")
-        tree, file = f"/api/datasets/{REPO}/tree/{COMMIT}", f"/datasets/{REPO}/resolve/{COMMIT}/"
-        if path == tree:
-            start = int(parse_qs(url.query).get("cursor", ["0"])[0])
-            entries = [
-                {"type": "file", "oid": "0" * 40, "size": len(data), "path": name} for name, data in self.server.files.items()
-            ]
-            entries.append({"type": "directory", "oid": "0" * 40, "path": "data"})
-            headers = {"Content-Type": "application/json"}
-            if start + self.page < len(entries):
-                headers["Link"] = f'<http://{self.headers["Host"]}{tree}?cursor={start + self.page}>; rel="next"'
-            self._send(200, json.dumps(entries[start : start + self.page]).encode(), headers)
-        elif path.startswith(file) and path.removeprefix(file) in self.server.files:
-            content = self.server.files[path.removeprefix(file)]
-            self._send(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
-        else:
-            code = "EntryNotFound" if path.startswith(file) else "RevisionNotFound" if f"/{REPO}/" in path else "RepoNotFound"
-            self._send(404, b"", {"X-Error-Code": code, "X-Error-Message": f"{code} on this server"})
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    server = Hub(dict(TREE))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Hub(REPO, TREE)) as server:
+        yield server
 
 
 def as_client(program: str, hub: Hub | None, home: Path, **env: str) -> Any:
     """What a process that talks to this hub, or to none, prints as JSON in its last line."""
-    endpoint = f"http://127.0.0.1:{hub.server_address[1] if hub else 9}"  # nobody listens at port 9
-    environment = {
-        **{"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
-        # straight to this machine, whatever proxy there is
-        **{"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **env},
-    }
     # the module by itself: the package would import torch, in every one of these processes
     alone = f"import json, sys\nsys.path.insert(0, {os.path.dirname(files.__file__)!r})\nfrom files import HubFiles\n"
     alone += f"files = HubFiles({REPO!r}, {COMMIT!r})\n{ERROR}"
-    done = run_python(["-c", alone + program], timeout=120, env=environment)
+    done = run_python(["-c", alone + program], timeout=120, env={**environment(hub, home), **env})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
