@@ -2,6 +2,7 @@
 
 from .attacks import AttackWriter
 from .canary import HackCanary
+from .cost import CostLogging
 from .ema import WeightEMA
 from .export import AdapterEMA, AdapterExport, CriticExport, RationaleExport
 from .guard import ResolutionGuard
@@ -15,6 +16,7 @@ __all__ = [
     "AdapterEMA",
     "AdapterExport",
     "AttackWriter",
+    "CostLogging",
     "CriticExport",
     "EvaluationWriter",
     "HackCanary",

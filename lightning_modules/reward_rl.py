@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from rationalrewards.components.cost_card import Work
 from rationalrewards.components.critic import CritiqueRequest
 from rationalrewards.components.generation import (
     FlowGenerator,
@@ -120,6 +122,7 @@ class RewardRLModule(RewardsModule):
         self._planned = 0
         self._valid = 0
         self._skipped = 0
+        self.work = Work()
         self._checked_resolution = False
         self._base = ""
 
@@ -214,6 +217,7 @@ class RewardRLModule(RewardsModule):
         self.last_rollout = None
         self._old_is_policy = None
         threads = self._threads(len(batches))
+        self.work += Work(texts=len({record.group for batch in batches for record in batch.records}))
         self._round = Round(self.current_epoch, self.reward, self.witness, self.advantages, self.noise.std(), threads)
         self.denoiser.eval()
         try:
@@ -256,6 +260,8 @@ class RewardRLModule(RewardsModule):
             CritiqueRequest(record.task, record.prompt, image, sources)
             for record, image in zip(batch.records, recording.images, strict=True)
         ]
+        made = len(requests)
+        self.work += Work(pictures=made, critiques=made, sampling=made * len(recording.sigmas))
         return Call(samples, requests, recording, [] if scheduler is None else scheduler.recorded)
 
     def _complete(self) -> None:
@@ -281,6 +287,7 @@ class RewardRLModule(RewardsModule):
         """How the scores of some groups differ from those of the same pictures scored again."""
         chosen = set(list(dict.fromkeys(rollout.groups))[: self.noise_groups])
         rows = [index for index, group in enumerate(rollout.groups) if group in chosen]
+        self.work += Work(critiques=len(rows))
         again = self.reward.again([requests[index] for index in rows], self.current_epoch + 1)
         return repeat_sums(rollout.rewards.select(rows), again, self.advantages)
 
@@ -322,6 +329,7 @@ class RewardRLModule(RewardsModule):
             return
         samples = zip(rollout.records, rollout.copies, strict=True)
         seeds = [seed_for(*self._key(record, copy, "invisible noise")) for record, copy in samples]
+        self.work += Work(critiques=2 * len(requests))
         check_alone(self.reward, rollout.rewards, requests, rollout.groups, seeds, self.global_rank, least)
 
     # -- an update ------------------------------------------------------------------------------------------------------
@@ -360,6 +368,8 @@ class RewardRLModule(RewardsModule):
             old=self.objective.uses_old and not self._old_velocity_is_known(),
             reference=self.objective.uses_reference or kl_scale > 0,
         )
+        count = len(noised.x_t)
+        self.work += Work(policy=count, frozen=count * sum(velocity is not None for velocity in (v.old, v.reference)))
         if self.objective.uses_old and v.old is None:
             v = Velocities(v.policy, v.policy.detach(), v.reference)
         policy = self.objective.policy_loss(noised, v)
@@ -477,6 +487,9 @@ class RewardRLModule(RewardsModule):
             seeds = [seed_for(self.seed, "validation", record.id) for record in records]
             images = self.generator.sample([record.prompt for record in records], pictures, seeds)
             requests += [CritiqueRequest(r.task, r.prompt, image, pictures) for r, image in zip(records, images, strict=True)]
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:  # what is of its bill
+            made, steps = len(requests), self.generator.eval_steps or self.generator.steps
+            self.work += Work(held_out=made, critiques=made, sampling=made * steps)
         for name, model in (("reward", self.reward), ("truth", self.witness)):
             if model is None:
                 continue
