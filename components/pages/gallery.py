@@ -8,17 +8,12 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from ..records import Candidate, Refinement, Scale
-from .markup import Html, changed_words, join, page, picture, scrolling, signed, tag, words
+from .gallery_data import Pictures, grouped, island, items_of, paths_of
+from .gallery_script import SCRIPT
+from .gallery_script import STYLE as _GALLERY_STYLE
+from .markup import Html, join, page, picture, scrolling, signed, tag, words
 
 _STYLE = """
-.filters { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: end; margin: 1.25rem 0 .5rem;
-  padding: .75rem 0;
-  background: var(--ground); border-bottom: 1px solid var(--line); }
-.filters label { display: grid; gap: .15rem; font-size: .85rem; color: var(--quiet); }
-.filters select { font: inherit; font-size: .95rem; color: var(--ink); background: var(--surface);
-  border: 1px solid var(--line);
-  border-radius: 6px; padding: .4rem .5rem; min-height: 2.5rem; max-width: 100%; }
-.filters output { margin-left: auto; padding: .5rem 0; color: var(--quiet); }
 .request { margin: 1.5rem 0; padding: 1rem; border: 1px solid var(--line); border-radius: 10px; }
 .request > header { display: flex; gap: 1rem; align-items: start; }
 .request > header h2 { border: 0; margin: 0; padding: 0; font-size: 1.1rem; }
@@ -43,10 +38,7 @@ _STYLE = """
   color: var(--quiet); }
 .aspects .bar { grid-column: 1 / -1; margin-bottom: .25rem; }
 .said { font-size: .9rem; margin-top: .4rem; }
-@media (min-width: 48rem) { .filters { position: sticky; top: 0; z-index: 1; } }
-@media (max-width: 30rem) { body { padding: 1rem .75rem 3rem; } .request { padding: .75rem; } .filters output {
-  margin-left: 0; }
-  .filters label { flex: 1 1 9rem; }
+@media (max-width: 30rem) { body { padding: 1rem .75rem 3rem; } .request { padding: .75rem; }
   .request > header { flex-direction: column; gap: .5rem; } .sources { max-width: 100%; }
   .candidates { gap: .5rem; } .candidate { width: calc(50% - .25rem); } .arm { width: 100%; } }
 """
@@ -60,48 +52,6 @@ _CRITIQUES_STYLE = (
 @media (max-width: 30rem) { .candidate { width: 100%; } }
 """
 )
-
-# Everything it needs stands in data attributes: no text of a record is ever read as code.
-_SCRIPT = """
-(() => {
-  const form = document.querySelector(".filters");
-  const list = document.getElementById("requests");
-  const cards = Array.from(list.children);
-  const fields = form.elements;
-  const apply = () => {
-    const [arm, show, order] = ["arm", "show", "order"].map((name) => fields.namedItem(name).value);
-    const scored = show === "scored" ? "all" : "some";
-    const keys = new Map();
-    for (const card of cards) {
-      const gains = [];
-      let any = false;
-      for (const section of card.querySelectorAll("[data-arm]")) {
-        const data = section.dataset;
-        const fits = (arm === "" || data.arm === arm) && (show === "all" || data.scored === scored);
-        section.hidden = !fits;
-        any = any || fits;
-        if (fits && data.gain) gains.push(Number(data.gain));
-      }
-      card.hidden = !any;
-      keys.set(card, gains.length === 0 ? null : order === "most" ? -Math.max(...gains) : Math.min(...gains));
-    }
-    const sorted = cards.slice();
-    if (order !== "file") {
-      sorted.sort((a, b) => {
-        const x = keys.get(a), y = keys.get(b);
-        return x === null || y === null ? (x === null) - (y === null) : x - y;
-      });
-    }
-    list.append(...sorted);
-    const shown = cards.filter((card) => !card.hidden).length;
-    form.querySelector("output").textContent = shown + " of " + cards.length + " requests";
-  };
-  form.addEventListener("change", apply);
-  form.addEventListener("submit", (event) => event.preventDefault());
-  form.hidden = false;
-  apply();
-})();
-"""
 
 
 @dataclass(frozen=True)
@@ -181,37 +131,54 @@ def _gain(record: Refinement) -> float | None:
     return chosen.reward - record.candidates[0].reward
 
 
-def gallery_page(refinements: Sequence[Refinement], title: str, max_side: int = 512) -> str:
-    """A page of everything that the refine loop made.
+def gallery_page(refinements: Sequence[Refinement], title: str, max_side: int = 512, picture_bytes: int = 64_000_000) -> str:
+    """A page of everything that the refine loop made, to filter, to sort and to go through by keyboard.
+
+    Thousands of requests are data in it, and become elements where the window is.
 
     Args:
         refinements: One record per request and arm; those with the same id, request and sources stand together.
         title: Heading of the page.
         max_side: Larger pictures are reduced to this many pixels a side.
+        picture_bytes: About how many bytes all pictures may take. Where they are many they are reduced further, down to 128 pixels a
+            side; those of 160 pixels or fewer are kept as they are.
 
     Returns:
         HTML that needs no network. Pictures that cannot be read are replaced by the reason.
     """
-    requests: dict[tuple[str, str, tuple[str, ...]], list[Refinement]] = {}
-    for record in refinements:
-        requests.setdefault((record.id, record.prompt, record.sources), []).append(record)
+    groups = grouped(refinements)
+    pictures = Pictures(paths_of(groups), max_side, picture_bytes)
     arms = list(dict.fromkeys(record.arm for record in refinements))
-    pictures = sum(len(record.candidates) for record in refinements)
+    aspects = list(dict.fromkeys(key for record in refinements for candidate in record.candidates for key in candidate.aspects))
+    stops = sorted({record.stop for record in refinements})
+    count = sum(len(record.candidates) for record in refinements)
+    data = {
+        "items": items_of(groups, pictures),
+        "pictures": pictures.shapes,
+        "labels": {key: words(key) for key in (*arms, *aspects)},
+    }
     body = join(
         tag("h1", title),
-        tag("p", f"Requests: {len(requests)} · arms: {len(arms)} · pictures: {pictures}", class_="quiet"),
+        tag("p", f"Requests: {len(groups)} · arms: {len(arms)} · pictures: {count}", class_="quiet"),
         _overview(refinements, arms),
         tag(
             "p",
             "Rewards are the critic's own, from 0 to 1, always for the original request; a gain is the chosen "
             "picture's reward minus the first one's. Bars show scores as written; rewards take their expectations where the critic "
-            "gives them.",
+            "gives them. Marked words are new in a request, struck ones were lost.",
             class_="quiet",
         ),
-        _filters(arms),
-        tag("main", *(_request(records, max_side) for records in requests.values()), id="requests"),
+        _filters(arms, aspects, stops),
+        _keys(),
+        tag("noscript", tag("p", "The requests are shown by a script in this file; allow it to run.", class_="bad")),
+        tag("main", id="requests"),
+        tag("dialog", aria_label="Enlarged picture"),
+        island(data, "data"),
     )
-    return page(title, body, _STYLE, _SCRIPT)
+    text = page(title, body, _STYLE + _GALLERY_STYLE, SCRIPT)
+    # behind the script, which then shows the first requests while the pictures of the last are still being read
+    end = text.rindex("</body>")
+    return "".join((text[:end], *pictures.blocks, text[end:]))
 
 
 def _overview(refinements: Sequence[Refinement], arms: Sequence[str]) -> Html:
@@ -237,20 +204,45 @@ def _overview(refinements: Sequence[Refinement], arms: Sequence[str]) -> Html:
     return scrolling("Mean rewards by arm", tag("table", tag("thead", head), tag("tbody", *rows)))
 
 
-def _filters(arms: Sequence[str]) -> Html:
-    def select(name: str, label: str, options: Sequence[tuple[str, str]]) -> Html:
+def _filters(arms: Sequence[str], aspects: Sequence[str], stops: Sequence[str]) -> Html:
+    def select(name: str, label: str, *options: tuple[str, str]) -> Html:
         choices = (tag("option", text, value=value) for value, text in options)
         return tag("label", label, tag("select", *choices, name=name))
 
     return tag(
         "form",
-        select("arm", "Arm", [("", "All arms"), *((arm, words(arm)) for arm in arms)]),
-        select("show", "Scores", [("all", "All"), ("some", "With unscored pictures"), ("scored", "Fully scored")]),
+        tag("label", "Words", tag("input", name="q", type="search", placeholder="any text")),
+        select("arm", "Arm", ("", "All arms"), *((arm, words(arm)) for arm in arms)),
+        select("of", "Aspect", ("", "All: reward"), *((key, words(key)) for key in aspects)),
+        select(
+            "gain",
+            "Gain",
+            ("", "Any"),
+            ("better", "Better"),
+            ("much", "Better by 0.1 or more"),
+            ("same", "The same"),
+            ("worse", "Worse"),
+            ("unknown", "Not known"),
+        ),
+        select(
+            "level",
+            "Chosen picture",
+            ("", "Any score"),
+            ("low", "Lower half"),
+            ("high", "Upper half"),
+            ("full", "Full marks"),
+        ),
+        select("stop", "Stopped", ("", "For any reason"), *((stop, stop) for stop in stops if stop)),
+        select("show", "Unscored", ("", "All"), ("some", "With unscored pictures"), ("scored", "Fully scored")),
         select(
             "order",
             "Order",
-            [("file", "As recorded"), ("most", "Largest gain first"), ("least", "Smallest gain first")],
+            ("", "As recorded"),
+            ("most", "Largest gain first"),
+            ("least", "Smallest gain first"),
+            ("lowest", "Lowest score first"),
         ),
+        tag("button", "Reset", type="button", class_="reset"),
         tag("output", aria_live="polite"),
         class_="filters",
         aria_label="Filter and sort",
@@ -259,84 +251,31 @@ def _filters(arms: Sequence[str]) -> Html:
     )
 
 
-def _request(records: Sequence[Refinement], max_side: int) -> Html:
-    first = records[0]
-    sources = [
-        tag(
-            "figure",
-            picture(path, f"Source picture {number} of: {first.prompt}", max_side),
-            tag("figcaption", "Source"),
-        )
-        for number, path in enumerate(first.sources, start=1)
-    ]
-    kind = "edit" if first.task == "edit" else "text to image"
-    return tag(
-        "article",
-        tag(
-            "header",
-            tag("div", *sources, class_="sources") if sources else None,
-            tag("div", tag("h2", first.prompt, class_="text"), tag("small", f"{first.id} · {kind}")),
-        ),
-        tag("div", *(_arm(record, max_side) for record in records), class_="arms"),
-        class_="request",
-    )
+_KEYS = (
+    ("j", "next request"),
+    ("k", "previous"),
+    ("g", "first"),
+    ("G", "last"),
+    ("c", "open or close its critiques"),
+    ("z", "enlarge its chosen picture, then ← and →"),
+    ("s", "next order"),
+    ("w", "next gain filter"),
+    ("u", "with unscored pictures only"),
+    ("r", "reset"),
+    ("/", "search words"),
+    ("Esc", "leave a field or a picture"),
+    ("?", "this list"),
+)
 
 
-def _arm(record: Refinement, max_side: int) -> Html:
-    chosen, gain = _chosen(record), _gain(record)
-    if chosen is None:
-        outcome: Html | str = tag("span", "nothing chosen", class_="bad")
-    elif chosen.reward is None:
-        outcome = tag("span", "chosen picture is unscored", class_="bad")
-    else:
-        outcome = tag("span", f"reward {chosen.reward:.3f}", class_="reward")
-    mood = None if not gain else "good" if gain > 0 else "bad"
-    total = len(record.candidates)
-    return tag(
-        "section",
-        tag(
-            "header",
-            tag("h3", words(record.arm)),
-            outcome,
-            tag("span", f"gain {signed(gain)}", class_=mood)
-            if gain is not None
-            else tag("span", "no gain known", class_="quiet"),
-            tag("span", f"stopped: {record.stop}", class_="quiet text"),
-        ),
-        tag(
-            "ol",
-            *(
-                _candidate(record, candidate, number, total, candidate is chosen, max_side)
-                for number, candidate in enumerate(record.candidates, start=1)
-            ),
-            class_="candidates",
-        ),
-        class_="arm",
-        data_arm=record.arm,
-        data_gain="" if gain is None else f"{gain:.6f}",
-        data_scored="all" if all(candidate.reward is not None for candidate in record.candidates) else "some",
+def _keys() -> Html:
+    listed = (tag("li", tag("kbd", key), f" {what}") for key, what in _KEYS)
+    note = tag(
+        "p",
+        "Filters, order and the request that one is at stand in the page's address: a link leads back to them.",
+        class_="quiet",
     )
-
-
-def _candidate(record: Refinement, candidate: Candidate, number: int, total: int, chosen: bool, max_side: int) -> Html:
-    badge = tag("span", "\u2713 chosen", class_="badge") if chosen else None
-    same = candidate.request == record.prompt
-    request = (
-        tag("p", "original request", class_="said quiet")
-        if same
-        else tag("p", changed_words(record.prompt, candidate.request), class_="said text")
-    )
-    critique = tag("details", tag("summary", "Critique"), tag("pre", candidate.critique)) if candidate.critique.strip() else None
-    return tag(
-        "li",
-        picture(candidate.image, f"{words(record.arm)}, picture {number} of {total} for: {candidate.request}", max_side),
-        tag("div", f"{number} of {total} · round {candidate.round}", class_="line quiet"),
-        _reward(candidate.reward, candidate.unscored, badge),
-        _aspects(candidate.aspects, candidate.scale),
-        request,
-        critique,
-        class_="candidate chosen" if chosen else "candidate",
-    )
+    return tag("details", tag("summary", "Keys"), tag("ul", *listed), note, class_="keys", hidden=True)
 
 
 def _reward(reward: float | None, unscored: str, beside: Html | None) -> Html:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import difflib
 import hashlib
 import html
 import io
@@ -106,24 +105,6 @@ def picture(image: str | Path | Image.Image, alt: str, max_side: int = 640) -> H
         decoding="async",
         class_="pixels" if small else None,
     )
-
-
-def changed_words(original: str, text: str) -> Html:
-    """``text`` with the words that ``original`` does not have in ``<ins>`` and the words it lost in ``<del>``."""
-    # the space after a word goes with it and is not compared: equal spaces would chop a changed passage into words
-    before, after = (re.findall(r"(\w+|[^\w\s])(\s*)", part.strip()) for part in (original, text))
-    matcher = difflib.SequenceMatcher(None, [word for word, _ in before], [word for word, _ in after], autojunk=False)
-    parts: list[Html] = []
-    for kind, i1, i2, j1, j2 in matcher.get_opcodes():
-        lost, new = ("".join(map("".join, tokens)) for tokens in (before[i1:i2], after[j1:j2]))
-        if kind == "equal":
-            parts.append(escape(new))
-            continue
-        for name, changed in (("del", lost), ("ins", new)):
-            if changed:
-                kept = changed.rstrip()
-                parts += [tag(name, kept), escape(changed[len(kept) :])]
-    return join(*parts)
 
 
 def words(key: str) -> str:

@@ -20,6 +20,7 @@ from page_reading import EVIL, Page, check_closed, pixels
 from PIL import Image
 from rationalrewards.components.pages import gallery_page
 from rationalrewards.components.pages.gallery_data import SIDES, side_for, word_changes
+from rationalrewards.components.pages.markup import words
 from rationalrewards.components.records import Candidate, Refinement
 from rationalrewards.components.shapes.drawing import draw
 from rationalrewards.components.shapes.scenes import Scene, Shape
@@ -53,7 +54,7 @@ def data_of(text: str) -> dict[str, Any]:
 
 def blocks_of(text: str) -> list[Image.Image]:
     page = check_closed(text)
-    found = []
+    found: list[Image.Image] = []
     for attributes, content in zip(page.all("script"), page.texts["script"], strict=True):
         if attributes.get("type") == "text/plain":
             assert attributes["id"] == f"p{len(found)}"
@@ -83,10 +84,23 @@ def test_large_pictures_are_reduced(record: Refinement, tmp_path: Path) -> None:
     assert [image.size for image in blocks_of(gallery_page([large], "title", picture_bytes=0))] == [(128, 85)] * 4
 
 
-def test_many_pictures_are_smaller() -> None:
-    sides = [side_for(count, 64_000_000, 512) for count in (1, 1000, 2000, 4000, 8000, 16_000, 1_000_000)]
-    assert sides == sorted(sides, reverse=True) and sides[0] == 512 and sides[-1] == SIDES[-1]
-    assert side_for(8000, 64_000_000, 96) == 96
+def test_many_pictures_are_smaller(record: Refinement, tmp_path: Path) -> None:
+    paths = []
+    for index in range(8):
+        paths.append(str(tmp_path / f"{index}.png"))
+        Image.effect_noise((600, 600), 40).save(paths[-1])
+    full = side_for(paths, 10**9, 512)
+    sides = [side_for(paths, budget, 512) for budget in (10**9, 300_000, 100_000, 0)]
+    assert full == 512 and sides == sorted(sides, reverse=True) and sides[-1] == min(SIDES)
+    assert 128 < sides[1] < 512
+    assert side_for(paths, 0, 96) == 96
+    # what was promised is held: the sample is all of them
+    large = dataclasses.replace(record, candidates=tuple(candidate(path, 0.5) for path in paths), chosen=0)
+    page = Page(gallery_page([large], "title", picture_bytes=300_000))
+    assert sum(map(len, page.texts["script"][2:])) <= 300_000 + 8 * len("data:")
+    # what cannot be read, and what is small, takes no room
+    assert side_for([str(tmp_path / "gone.png"), record.candidates[0].image], 0, 512) == 512
+    assert side_for([], 0, 512) == 512
 
 
 @pytest.mark.parametrize("evil", EVIL)
@@ -209,70 +223,162 @@ def several(record: Refinement, tmp_path: Path) -> str:
     return gallery_page(rows, "several")
 
 
-@in_browser
-@pytest.mark.parametrize(
-    ("state", "shown"),
-    [
-        ({}, ["up", "same", "down", "lost"]),
-        ({"order": "most"}, ["up", "same", "down", "lost"]),
-        ({"order": "least"}, ["down", "same", "up", "lost"]),
-        ({"order": "lowest"}, ["down", "same", "up", "lost"]),
-        ({"gain": "better"}, ["up"]),
-        ({"gain": "much"}, ["up"]),
-        ({"gain": "worse"}, ["down"]),
-        ({"gain": "same"}, ["same"]),
-        ({"gain": "unknown"}, ["lost"]),
-        ({"show": "some"}, ["lost"]),
-        ({"show": "scored"}, ["up", "same", "down"]),
-        ({"stop": "images"}, ["same", "down"]),
-        ({"arm": "base"}, ["up"]),
-        # in an aspect: 4, 3, 1 and 2 of 4, each from 2
-        ({"of": "look", "gain": "better"}, ["up", "same"]),
-        ({"of": "look", "level": "low"}, ["up", "down", "lost"]),
-        ({"of": "look", "level": "full"}, ["up"]),
-        ({"of": "look", "order": "least"}, ["down", "up", "lost", "same"]),
-        ({"q": "SAME request"}, ["same"]),
-        ({"q": "nowhere"}, []),
-        # what the page does not have is no filter
-        ({"stop": "no such reason", "gain": "constructor", "other": "x"}, ["up", "same", "down", "lost"]),
-    ],
-)
-def test_an_address_filters_and_sorts(state: dict[str, str], shown: list[str], several: str, tmp_path: Path) -> None:
-    page = browse(several, tmp_path, **state)
-    assert page.texts.get("h2", []) == [f"request {name}" for name in shown]
-    assert page.texts["output"] == [f"{len(shown)} of 4 requests"]
-    assert page.all("html")[0]["data-shown"] == str(len(shown))
+STATES: list[tuple[dict[str, str], list[str]]] = [
+    ({}, ["up", "same", "down", "lost"]),
+    ({"order": "most"}, ["up", "same", "down", "lost"]),
+    ({"order": "least"}, ["down", "same", "up", "lost"]),
+    ({"order": "lowest"}, ["down", "same", "up", "lost"]),
+    ({"gain": "better"}, ["up"]),
+    ({"gain": "much"}, ["up"]),
+    ({"gain": "worse"}, ["down"]),
+    ({"gain": "same"}, ["same"]),
+    ({"gain": "unknown"}, ["lost"]),
+    ({"show": "some"}, ["lost"]),
+    ({"show": "scored"}, ["up", "same", "down"]),
+    ({"stop": "images"}, ["same", "down"]),
+    ({"arm": "base"}, ["up"]),
+    # in an aspect: 4, 3, 1 and 2 of 4, and 2 in the other arm of the first, each from 2
+    ({"of": "look", "gain": "better"}, ["up", "same"]),
+    ({"of": "look", "level": "low"}, ["up", "down", "lost"]),
+    ({"of": "look", "level": "full"}, ["up"]),
+    ({"of": "look", "order": "least"}, ["down", "up", "lost", "same"]),
+    ({"q": "SAME request"}, ["same"]),
+    ({"q": "nowhere"}, []),
+    # what the page does not have is no filter
+    ({"stop": "no such reason", "gain": "constructor", "other": "x"}, ["up", "same", "down", "lost"]),
+]
+
+
+def drive(text: str, folder: Path, script: str) -> Any:
+    """What a further script in the page, which ends in ``return``, finds in it."""
+    run = f"document.documentElement.setAttribute('data-found', JSON.stringify((() => {{{script}}})()))"
+    page = browse(without_policy(text).replace("</body>", f"<script>{run}</script></body>"), folder)
+    return json.loads(page.all("html")[0]["data-found"] or "")
+
+
+def without_policy(text: str) -> str:
+    changed, count = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    assert count == 1
+    return changed
 
 
 @in_browser
-def test_an_address_leads_to_a_request(several: str, tmp_path: Path) -> None:
-    (here,) = browse(several, tmp_path, at="down").all("article", "here")
-    assert here["class"] == "request here"
+def test_an_address_filters_and_sorts(several: str, tmp_path: Path) -> None:
+    addresses = json.dumps([urlencode(state) for state, _ in STATES])
+    script = """
+      return ADDRESSES.map((address) => {
+        location.hash = address;
+        dispatchEvent(new HashChangeEvent("hashchange"));
+        const prompts = [...document.querySelectorAll("h2")].map((one) => one.textContent.replace("request ", ""));
+        return [prompts, document.querySelector("output").textContent, document.querySelectorAll(".none").length];
+      });"""
+    found = drive(several, tmp_path, script.replace("ADDRESSES", addresses))
+    expected = [[shown, f"{len(shown)} of 4 requests", int(not shown)] for _, shown in STATES]
+    for (state, _), one, other in zip(STATES, found, expected, strict=True):
+        assert one == other, state
+
+
+@in_browser
+def test_filters_and_place_stand_in_the_address(several: str, tmp_path: Path) -> None:
+    page = browse(several, tmp_path, at="down", gain="worse")
+    assert page.all("article", "here") and page.texts["h2"] == ["request down"]
+
+
+@in_browser
+def test_keys_do_what_the_page_says(several: str, tmp_path: Path) -> None:
+    script = """
+      const seen = [];
+      const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+      const here = () => document.querySelector(".here h2")?.textContent.replace("request ", "") ?? null;
+      const look = (key) => { press(key); seen.push([key, here(), decodeURIComponent(location.hash)]); };
+      ["j", "j", "k", "G", "j", "g", "k"].forEach(look);
+      press("c");
+      const folds = [...document.querySelectorAll(".here details")];
+      seen.push(["c", folds.length, folds.every((fold) => fold.open)]);
+      press("c");
+      seen.push(["c", folds.some((fold) => fold.open)]);
+      ["s", "w", "r", "u", "u"].forEach(look);
+      press("?");
+      seen.push(["?", document.querySelector(".keys").open]);
+      press("/");
+      press("j");
+      seen.push(["/", document.activeElement.name, here()]);
+      press("Escape");
+      press("j");
+      press("z");
+      const dialog = document.querySelector("dialog"), where = () => dialog.querySelector(".quiet").textContent;
+      seen.push(["z", dialog.open, where()]);
+      press("ArrowLeft");
+      seen.push(["left", where()]);
+      return [seen, [...document.querySelectorAll("kbd")].map((one) => one.textContent)];"""
+    seen, keys = drive(several, tmp_path, script)
+    assert seen == [
+        ["j", "up", "#at=up"],
+        ["j", "same", "#at=same"],
+        ["k", "up", "#at=up"],
+        ["G", "lost", "#at=lost"],
+        # the last stays the last, the first the first
+        ["j", "lost", "#at=lost"],
+        ["g", "up", "#at=up"],
+        ["k", "up", "#at=up"],
+        ["c", 4, True],
+        ["c", False],
+        ["s", None, "#order=most"],
+        ["w", None, "#gain=better&order=most"],
+        ["r", None, ""],
+        ["u", None, "#show=some"],
+        ["u", None, ""],
+        ["?", True],
+        # in a field a letter is a letter
+        ["/", "q", None],
+        ["z", True, "2 of 2"],
+        ["left", "1 of 2"],
+    ]
+    assert set(keys) == {"j", "k", "g", "G", "c", "z", "s", "w", "u", "r", "/", "Esc", "?"}
+
+
+@in_browser
+def test_only_what_is_near_the_window_is_made(record: Refinement, tmp_path: Path) -> None:
+    rows = [dataclasses.replace(record, id=f"p{index}") for index in range(300)]
+    page = browse(gallery_page(rows, "many"), tmp_path)
+    # a request takes at least 300 pixels, and 2,000 of the window and 1,000 below it are filled
+    assert len(page.all("article")) == 300 and 4 <= len(page.all("section", "arm")) <= 10
+    page = browse(gallery_page(rows, "many"), tmp_path, at="p250")
+    assert "p250 \u00b7 text to image" in page.texts["small"] and len(page.all("section", "arm")) <= 30
 
 
 @in_browser
 def test_a_browser_runs_nothing_of_the_corpus(record: Refinement, tmp_path: Path) -> None:
-    rows = [dataclasses.replace(with_text(record, evil), id=f"{index} {evil}") for index, evil in enumerate(EVIL)]
-    # a word before each, so that its change is marked and the text stands in <ins> too
-    asked = [
-        dataclasses.replace(made, request=f"{row.prompt} {evil} x")
-        for row, evil in zip(rows, EVIL, strict=True)
-        for made in row.candidates[:1]
-    ]
-    rows = [dataclasses.replace(row, candidates=(made,), chosen=0) for row, made in zip(rows, asked, strict=True)]
-    text = gallery_page(rows, EVIL[0])
-    # were anything to run, it would say so: a policy that allows every script, and an alert() that leaves a mark
-    loud = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-    loud = loud.replace(
-        "<title>", "<script>window.alert = () => document.documentElement.setAttribute('data-ran', '1')</script><title>", 1
-    )
-    assert loud.count("window.alert") == 1
-    page = browse(loud, tmp_path, at=rows[-1].id)
-    assert "data-ran" not in page.all("html")[0]
-    seen = page.texts["pre"]
-    # HTML has no NUL; half a surrogate pair becomes U+FFFD on its way out
-    clean = [evil.replace("\x00", "\ufffd").replace("\ud800", "\ufffd") for evil in EVIL]
-    assert [one.replace("\x00", "\ufffd") for one in seen][: len(clean)] == clean[: len(seen)] and len(seen) >= 4
-    for name, attributes in page.elements:
-        assert not [key for key in attributes if key.startswith("on")], (name, attributes)
-        assert "href" not in attributes and (attributes.get("src") or "data:image/").startswith("data:image/")
+    # and what no HTML file can hold: NUL, and half a surrogate pair
+    corpus = [*EVIL, "a\x00b\ud800c"]
+    rows = []
+    for evil in corpus:
+        row = with_text(record, evil)
+        # a word beside it, so that it stands among marked words too
+        made = dataclasses.replace(row.candidates[0], request=f"{evil} x {evil}")
+        rows.append(dataclasses.replace(row, candidates=(made, row.candidates[1])))
+    # were anything to run, it would say so: the driver takes the policy away, and alert() leaves a mark
+    mark = "window.alert = () => document.documentElement.setAttribute('data-ran', '1');"
+    loud = gallery_page(rows, EVIL[0]).replace("<head>", f"<head><script>{mark}</script>", 1)
+    script = """
+      const seen = [];
+      for (const card of document.querySelectorAll("article")) {
+        document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
+        const text = (kind) => document.querySelector(".here " + kind).textContent;
+        seen.push([text("pre"), text("h2"), text(".unscored"), text("h3"), text(".aspects .name")]);
+      }
+      for (const one of document.querySelectorAll(".here .zoom")) one.click();
+      const bad = ({ name, value }) =>
+        name.startsWith("on") || (["src", "href", "action"].includes(name) && !value.startsWith("data:image/"));
+      const odd = [...document.querySelectorAll("*")].filter((one) => [...one.attributes].some(bad));
+      return [seen, odd.map((one) => one.outerHTML), document.documentElement.hasAttribute("data-ran"), typeof window.alert,
+        document.querySelectorAll("body script").length];"""
+    seen, odd, ran, alert, scripts = drive(loud, tmp_path, script)
+    assert odd == [] and not ran and alert == "function"
+    # data, the page's own, two pictures and this one
+    assert scripts == 5
+    assert len(seen) == len(corpus)
+    corpus[-1] = "a\ufffdb\ufffdc"
+    for found, evil in zip(seen, corpus, strict=True):
+        heading = words(evil)
+        assert found == [evil, evil, evil, heading, heading]
