@@ -342,7 +342,7 @@ def refinements_of(out: Path, ids: Sequence[str], arms: dict[str, int]) -> list[
             assert open_picture(candidate.image).size == (32, 32)
             # a number, or why there is none
             assert (candidate.reward is None) == bool(candidate.unscored)
-    assert "data:image/" in gallery
+    assert "image/png;base64," in gallery
     return found
 
 
