@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from rationalrewards.components.cost_card import CostCard, UnitCosts, Work, unit_costs
 from rationalrewards.components.records import open_pictures
+from rationalrewards.lightning_modules.everywhere import gather
 
 from .mlflow import mlflow_run
 from .writers import writable_folder
@@ -60,14 +60,7 @@ class CostLogging(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count."""
         module: RewardRLModule = pl_module  # type: ignore[assignment]
-        parts = [module.work]
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, module.work)
-            parts = gathered
-        total = Work()
-        for part in parts:
-            total = total + part
+        total = sum(gather([module.work]), Work())
         self.used = self._card(trainer, module, total)
         rank_zero_info(f"this run took {self.used}")
         self._write(trainer)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -90,17 +90,18 @@ class Round:
         self._reward, self._witness = reward, witness
         self._options, self._noise = options, noise
         self._background = background
-        self._scored: list[Callable[[], Rewards]] = []
-        self._watched: list[Callable[[], Rewards]] = []
+        self._scored: list[Future[Rewards]] = []
+        self._watched: list[Future[Rewards]] = []
         self._worth: dict[int, Advantages] = {}
 
     def add(self, call: Call) -> None:
         """Take up a call; its pictures leave for the background at once."""
         self.calls.append(call)
         if self._background is not None:
-            self._scored.append(self._background.submit(self._reward.score, call.requests).result)
-            if self._witness is not None:
-                self._watched.append(self._background.submit(self._witness.score, call.requests).result)
+            self._scored.append(self._background.submit(self._reward.score, call.requests))
+            # a witness in this process is asked once and in this thread: it need not be safe in several
+            if self._witness is not None and self._witness.remote:
+                self._watched.append(self._background.submit(self._witness.score, call.requests))
 
     def rewards(self, index: int) -> Rewards:
         """Rewards of a call; waits for them.
@@ -108,8 +109,9 @@ class Round:
         Raises:
             Exception: What the reward model raised.
         """
-        self._score_at_once()
-        return self._scored[index]()
+        if not self._scored:
+            self._scored = self._at_once(self._reward)
+        return self._scored[index].result()
 
     def advantages(self, index: int) -> Advantages:
         """What the pictures of a call are worth; waits for the rewards of all calls that share a group with it."""
@@ -128,6 +130,8 @@ class Round:
     def rollout(self) -> Rollout:
         """The whole round; waits for all of it."""
         rewards = joined([self.rewards(index) for index in range(len(self.calls))])
+        if self._witness is not None and not self._watched:
+            self._watched = self._at_once(self._witness)
         samples = [sample for call in self.calls for sample in call.samples]
         groups = [name for call in self.calls for name in call.groups]
         return Rollout(
@@ -137,23 +141,20 @@ class Round:
             groups,
             [image for call in self.calls for image in call.recording.images],
             rewards,
-            joined([watched() for watched in self._watched]) if self._witness is not None else None,
+            joined([watched.result() for watched in self._watched]) if self._witness is not None else None,
             self._compared(rewards, groups),
         )
 
     def _compared(self, rewards: Rewards, groups: list[str]) -> Advantages:
         return reward_advantages(rewards, groups, self._options, self._noise)
 
-    def _score_at_once(self) -> None:
+    def _at_once(self, model: RewardModel) -> list[Future[Rewards]]:
         """Everything in one go, for a model in this process: large batches are what it is fast with."""
-        if self._scored:
-            return
-        requests = [request for call in self.calls for request in call.requests]
-        for model, kept in ((self._reward, self._scored), (self._witness, self._watched)):
-            if model is None:
-                continue
-            rewards, start = model.score(requests), 0
-            for call in self.calls:
-                part = rewards.select(range(start, start + len(call.requests)))
-                kept.append(lambda part=part: part)  # type: ignore[misc]
-                start += len(call.requests)
+        rewards, start = model.score([request for call in self.calls for request in call.requests]), 0
+        scored = []
+        for call in self.calls:
+            stop = start + len(call.requests)
+            scored.append(Future[Rewards]())
+            scored[-1].set_result(rewards.select(range(start, stop)))
+            start = stop
+        return scored

@@ -123,6 +123,22 @@ def test_rewards_are_asked_for_outside_this_thread_and_all_at_once_otherwise(req
     assert waiting.began == [threading.main_thread()]
 
 
+class Local(ShapesTruth):
+    """A witness in this process."""
+
+    threads: list[threading.Thread]
+
+    def score(self, requests: Sequence[CritiqueRequest]) -> Rewards:
+        self.threads = [*getattr(self, "threads", []), threading.current_thread()]
+        return super().score(requests)
+
+
+def test_a_witness_in_this_process_is_asked_once_and_in_its_own_thread(requests: Path) -> None:
+    witness, reward = Local(), Remote()
+    fit(requests, reward, witness=witness)
+    assert threading.main_thread() not in reward.began and witness.threads == [threading.main_thread()]
+
+
 def test_a_reward_that_fails_ends_the_run_with_its_reason_and_leaves_no_thread(requests: Path) -> None:
     reward = Remote()
     reward.broken = True
